@@ -1,0 +1,1 @@
+"""Train neural networks by permuting their weights (Qiu & Suda, 2020)."""

@@ -1,0 +1,1 @@
+"""What runs on the host: NumPy and Numba, no JAX."""

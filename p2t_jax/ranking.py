@@ -1,0 +1,67 @@
+"""Reordering by rank (Section 3.1), on the host and on a device, alike to the bit.
+
+Ties are ranked by position, -0.0 equals 0.0, and every NaN is the same largest number.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from p2t_jax import host
+
+
+def sort(axes: Sequence[host.LeafAxes], w: Sequence[jax.Array]) -> list[jax.Array]:
+    """Sort weight vectors: theta_sorted of Algorithm 2.
+
+    Args:
+        axes: for each array, the ascending axes along which its vectors run.
+        w: arrays of weight vectors.
+
+    Returns:
+        Arrays alike, each vector ascending.
+    """
+    return host.per_row(_sort_kernel, _sort, axes, w)
+
+
+def synchronize(
+    axes: Sequence[host.LeafAxes], phi: Sequence[jax.Array], theta_sorted: Sequence[jax.Array]
+) -> list[jax.Array]:
+    r"""Give the sorted weights the ranking of the reference: \theta = \theta_{sorted}[R(\phi)].
+
+    Args:
+        axes: for each array, the ascending axes along which its vectors run.
+        phi: the references.
+        theta_sorted: arrays of the shapes and dtypes of `phi`, each vector ascending.
+
+    Returns:
+        Arrays alike, each vector a permutation of that of `theta_sorted`.
+    """
+    return host.per_row(_synchronize_kernel, _synchronize, axes, phi, theta_sorted)
+
+
+def _sort_kernel(*rows: Any) -> None:
+    from p2t_jax.kernels import rank  # `import p2t_jax` does not wait for Numba
+
+    rank.sort_rows(*rows)
+
+
+def _synchronize_kernel(*rows: Any) -> None:
+    from p2t_jax.kernels import rank
+
+    rank.synchronize_rows(*rows)
+
+
+def _sort(w: jax.Array) -> jax.Array:
+    return jnp.sort(w, stable=True)
+
+
+def _synchronize(phi: jax.Array, theta_sorted: jax.Array) -> jax.Array:
+    def one(phi: jax.Array, theta_sorted: jax.Array) -> jax.Array:
+        order = jnp.argsort(phi, stable=True)
+        return theta_sorted.at[order].set(theta_sorted, unique_indices=True)
+
+    for _ in range(phi.ndim - 1):
+        one = jax.vmap(one)
+    return one(phi, theta_sorted)

@@ -1,10 +1,15 @@
 """The only door to the host: one primitive that runs NumPy on the rows of many arrays at once.
 
-`per_row` takes parameters as they lie and says along which axes their weight vectors run. Where the
-programme is compiled for one CPU device, or runs device by device (pmap, shard_map), it becomes one
-callback for all arrays together. Everywhere else it is ordinary JAX, which the partitioner can
-split; a callback there would gather every operand on the first device. The choice is made when the
-programme is lowered: only then is it known on how many devices, and of what kind, it will run.
+`per_row` takes parameters as they lie and says along which axes their weight vectors run. How it is
+carried out is decided when the programme is lowered, for only then is it known on how many devices,
+and of what kind, it will run:
+
+- compiled for one device, or running device by device (pmap, shard_map): one callback for all
+  arrays together;
+- partitioned by XLA: the same, each device with its share of the rows. An ordinary callback would
+  gather everything on the first device;
+- where there is another way and the callback does not pay (ranking, unless on one CPU): ordinary
+  JAX, which XLA partitions as it likes.
 
 The callback is what `jax.pure_callback` lowers to, without the `device_put` of its operands. That
 one copies them, and waits for a thread of XLA's pool to do so: a deadlock as soon as callbacks
@@ -22,9 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.experimental.shard_alike import shard_alike
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 Array: TypeAlias = npt.NDArray[Any]
 LeafAxes: TypeAlias = tuple[int, ...]
@@ -84,17 +90,20 @@ per_row_p.multiple_results = True
 
 def per_row(
     kernel: RowsKernel,
-    function: RowsFunction,
+    function: RowsFunction | None,
     axes: Sequence[LeafAxes],
     *operands: Sequence[jax.Array],
 ) -> list[Any]:
-    """Permute the rows of many arrays at once, on the host where that is faster.
+    """Permute the rows of many arrays at once.
 
     Args:
         kernel: what to do on the host, `kernel(*rows, out)` on (m, n) C-contiguous NumPy rows.
-        function: the same on a device, from (..., n) arrays to one of that shape.
+        function: the same on a device, from (..., n) arrays to one of that shape, for wherever that
+            is faster than the host; None if there is no such way.
         axes: for each leaf, the ascending axes along which its vectors run.
-        *operands: lists of as many leaves; in each list, leaf i has the same shape and dtype.
+        *operands: lists of as many leaves. In the first, each leaf has the shape and dtype of the
+            result; in the others it may have another dtype, and size 1 along the vector axes: one
+            number a row.
 
     Returns:
         One array for each leaf, of its shape, dtype and sharding.
@@ -106,15 +115,24 @@ def per_row(
     return results
 
 
+def row_axis(shape: Sequence[int], axes: LeafAxes) -> int | None:
+    """The axis along which rows are shared out: the longest that is not in the vectors."""
+    others = [axis for axis in range(len(shape)) if axis not in axes]
+    return max(others, key=lambda axis: shape[axis], default=None)
+
+
+def pad(array: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """Append zeros along an axis, up to a multiple of the number of shares."""
+    widths = [(0, -size % multiple if i == axis else 0) for i, size in enumerate(array.shape)]
+    return jnp.pad(array, widths)
+
+
 def _groups(flat: Sequence[Any], axes: Sequence[LeafAxes]) -> list[Sequence[Any]]:
     n = len(axes)
     return [flat[i : i + n] for i in range(0, len(flat), n)]
 
 
-def _on_device(
-    *flat: jax.Array, kernel: RowsKernel, function: RowsFunction, axes: Sequence[LeafAxes]
-) -> list[jax.Array]:
-    del kernel
+def _on_device(*flat: jax.Array, function: RowsFunction, axes: Sequence[LeafAxes]) -> list[Any]:
     leaves = zip(axes, *_groups(flat, axes), strict=True)
     return [_apply(function, leaf_axes, *leaf) for leaf_axes, *leaf in leaves]
 
@@ -134,32 +152,80 @@ def _apply(function: RowsFunction, axes: LeafAxes, *leaf: jax.Array) -> jax.Arra
     return jax.reshard(out, sharding) if split else out
 
 
-def _lower_cpu(
+def _across_devices(
+    *flat: jax.Array, kernel: RowsKernel, axes: Sequence[LeafAxes], devices: int
+) -> list[Any]:
+    """Every device of a partitioned programme calls the host with its share of the rows."""
+    # The mesh that the programme speaks of, in context or in its types; if none, one of our own.
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in flat)]
+    mesh: Any = next(
+        (mesh for mesh in meshes if not mesh.empty),
+        AbstractMesh((devices,), ("rows",), axis_types=(AxisType.Auto,)),
+    )
+    n = len(axes)
+    share_axes = [row_axis(x.shape, axes[i % n]) for i, x in enumerate(flat)]
+    specs = [
+        PartitionSpec(*(mesh.axis_names if i == axis else None for i in range(x.ndim)))
+        for x, axis in zip(flat, share_axes, strict=True)
+    ]
+    shares = [
+        x if axis is None else pad(x, axis, devices)
+        for x, axis in zip(flat, share_axes, strict=True)
+    ]
+    with jax.sharding.use_abstract_mesh(mesh):
+        explicit = AxisType.Explicit in mesh.axis_types
+        if explicit:
+            shares = [
+                jax.reshard(x, NamedSharding(mesh, spec))
+                for x, spec in zip(shares, specs, strict=True)
+            ]
+        results = jax.shard_map(
+            lambda *local: per_row_p.bind(*local, kernel=kernel, function=None, axes=axes),
+            in_specs=tuple(specs),
+            out_specs=specs[:n],
+            check_vma=False,  # a leaf that is a single vector is searched by every device, alike
+        )(*shares)
+        whole = []
+        for x, result, axis in zip(flat, results, share_axes, strict=False):
+            if explicit:
+                result = jax.reshard(result, jax.typeof(x).sharding)
+            if axis is not None:
+                result = jax.lax.slice_in_dim(result, 0, x.shape[axis], axis=axis)
+            whole.append(result if explicit else shard_alike(result, x)[0])
+    return whole
+
+
+def _lower(
     ctx: mlir.LoweringRuleContext,
     *args: Any,
     kernel: RowsKernel,
-    function: RowsFunction,
+    function: RowsFunction | None,
     axes: Sequence[LeafAxes],
+    sorts_slowly: bool = False,
 ) -> Any:
     context: Any = ctx.module_context.axis_context
     if isinstance(context, mlir.SPMDAxisContext):
         per_device = context.manual_axes == frozenset(context.mesh.axis_names)
+        devices = context.mesh.size
     else:
-        per_device = context.num_devices == 1
+        devices = context.num_devices
+        per_device = devices == 1
+    if function is not None and not (per_device and sorts_slowly):
+        way = functools.partial(_on_device, function=function, axes=axes)
+        return mlir.lower_fun(way, multiple_results=True)(ctx, *args)
     if not per_device:
-        on_device = functools.partial(_on_device, kernel=kernel, function=function, axes=axes)
-        return mlir.lower_fun(on_device, multiple_results=True)(ctx, *args)
+        way = functools.partial(_across_devices, kernel=kernel, axes=axes, devices=devices)
+        return mlir.lower_fun(way, multiple_results=True)(ctx, *args)
 
-    # Numba compiles for a dtype when it first meets it: let that be now and not in the first step.
-    for dtype in {aval.dtype for aval in ctx.avals_out}:
-        kernel(*np.zeros((len(args) // len(axes) + 1, 1, 1), dtype))
+    # Numba compiles for dtypes when it first meets them: let that be now, not in the first step.
+    for avals in set(zip(*_groups([aval.dtype for aval in ctx.avals_in], axes), strict=True)):
+        kernel(*(np.ones((1, 1), dtype) for dtype in (*avals, avals[0])))
 
     def callback(*flat: Array) -> list[Array]:
         return _run(kernel, axes, *_groups(flat, axes))
 
-    avals: Any = (ctx.avals_in, ctx.avals_out)
     results, _, _ = mlir.emit_python_callback(
-        ctx, callback, None, args, *avals, has_side_effect=False
+        ctx, callback, None, args, ctx.avals_in, ctx.avals_out, has_side_effect=False
     )
     return results
 
@@ -179,5 +245,5 @@ def _abstract_eval(*avals: Any, axes: Sequence[LeafAxes], **params: Any) -> Any:
 per_row_p.def_impl(jax.jit(per_row_p.bind, static_argnames=("kernel", "function", "axes")))
 per_row_p.def_abstract_eval(_abstract_eval)
 batching.primitive_batchers[per_row_p] = _batch
-mlir.register_lowering(per_row_p, mlir.lower_fun(_on_device, multiple_results=True))
-mlir.register_lowering(per_row_p, _lower_cpu, platform="cpu")
+mlir.register_lowering(per_row_p, _lower)
+mlir.register_lowering(per_row_p, functools.partial(_lower, sorts_slowly=True), platform="cpu")

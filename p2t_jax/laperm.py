@@ -10,7 +10,14 @@ import optax
 from optax._src.base import NO_PARAMS_MSG  # Optax shows it nowhere else.
 
 from p2t_jax import ranking
-from p2t_jax.vectors import Remembered, VectorSpec, flax_vectors, matching_leaves, vector_axes
+from p2t_jax.vectors import (
+    Remembered,
+    VectorSpec,
+    check_not_empty,
+    flax_vectors,
+    matching_leaves,
+    vector_axes,
+)
 
 SyncPeriod: TypeAlias = jax.typing.ArrayLike | Callable[[Any], jax.typing.ArrayLike]
 
@@ -131,7 +138,7 @@ def synchronize(
     _check_period(sync_period(0) if callable(sync_period) else sync_period)
 
     def init_fn(params: optax.Params) -> SynchronizeState:
-        _check_not_empty(params)
+        check_not_empty(params)
         axes = vector_axes(vectors, params)
         leaves = jax.tree.leaves(params)
         return SynchronizeState(
@@ -201,16 +208,6 @@ def _check_period(k: Any) -> None:
         )
     if not isinstance(k, jax.core.Tracer) and not float(k) >= 1:
         raise ValueError(f"sync_period: weights are synchronized every 1 or more steps, not {k}.")
-
-
-def _check_not_empty(params: optax.Params) -> None:
-    # Optax puts leafless nodes of its own in place of parameters (`MaskedNode`, the placeholder of
-    # `optax.tree.map_params`): they stand for something, a tree of empty containers does not.
-    def stands_for_something(node: Any) -> bool:
-        return node is not None and type(node) not in (dict, list, tuple)
-
-    if not jax.tree.leaves(params, is_leaf=stands_for_something):
-        raise ValueError(f"params: there are no parameters in {params!r}.")
 
 
 def _sorted_copy(axes: Any, leaves: list[Any]) -> list[Any]:

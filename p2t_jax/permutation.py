@@ -9,6 +9,7 @@ import optax
 
 from p2t_jax import host, ranking
 from p2t_jax.laperm import SynchronizeState
+from p2t_jax.sgperm import CyclePermutationState
 from p2t_jax.vectors import VectorSpec, flax_vectors, matching_leaves, path_names, vector_axes
 
 
@@ -17,21 +18,23 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
 
     Optax applies updates by adding them, and :math:`p + (\theta - p)` misses :math:`\theta` by a
     rounding error in a third of all cases; between two synchronizations LAPerm's weights are the
-    inner optimizer's own. This synchronizes `params` as they are now,
-    :math:`\theta = \theta_{sorted}[R(params)]`, at any step. Evaluate, save and count on these;
-    go on training from `params`.
+    inner optimizer's own. For LAPerm this synchronizes `params` as they are now,
+    :math:`\theta = \theta_{sorted}[R(params)]`, at any step; SGPerm's state has :math:`\theta`
+    itself. Evaluate, save and count on these; go on training from `params`.
 
     Args:
-        state: the state of an optimizer that has `laperm` in it, however deep: in `optax.chain`,
-            `masked`, `partition`, `inject_hyperparams`, `MultiSteps`, `apply_if_finite`.
+        state: the state of an optimizer that has `laperm` or `sgperm` in it, however deep: in
+            `optax.chain`, `masked`, `partition`, `inject_hyperparams`, `MultiSteps`,
+            `apply_if_finite`.
         params: the current parameters.
 
     Returns:
         `params`, its weight vectors permuted initial ones; all else as it is.
 
     Raises:
-        ValueError: If `state` holds no weights of `laperm`, belongs to other parameters, or
-            is that of a vmapped or pmapped ensemble: for those, `jax.vmap(permuted_params)`.
+        ValueError: If `state` holds no weights of `laperm` or `sgperm`, belongs to other
+            parameters, or is that of a vmapped or pmapped ensemble: for those,
+            `jax.vmap(permuted_params)`.
 
     Example:
         >>> import jax.numpy as jnp, optax, p2t_jax as p2t
@@ -46,7 +49,8 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     states = [node for node in nodes if _holds_weights(node)]
     if not states:
         raise ValueError(
-            "state: there is no state of p2t_jax.laperm in it. Give the whole optimizer state."
+            "state: there is no state of p2t_jax.laperm or p2t_jax.sgperm in it. Give the whole "
+            "optimizer state."
         )
     with_path, treedef = jax.tree_util.tree_flatten_with_path(params)
     leaves = {path_names(key_path): leaf for key_path, leaf in with_path}
@@ -56,36 +60,42 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
 
 
 def _holds_weights(node: Any) -> bool:
-    return isinstance(node, SynchronizeState)
+    return isinstance(node, SynchronizeState | CyclePermutationState)
 
 
-def _permuted(state: SynchronizeState, leaves: dict[Any, Any]) -> dict[Any, Any]:
-    (step,) = jax.tree.leaves(state.sync_step)  # flax.nnx puts arrays in boxes
+def _permuted(
+    state: SynchronizeState | CyclePermutationState, leaves: dict[Any, Any]
+) -> dict[Any, Any]:
+    """The weight vectors among `leaves`, by path, that this state knows."""
+    is_laperm = isinstance(state, SynchronizeState)
+    (step,) = jax.tree.leaves(state.sync_step if is_laperm else state.sgperm_step)
     if jnp.ndim(step):
         raise ValueError(
             f"state: its step has shape {jnp.shape(step)}, so it is that of an ensemble or of "
             "replicas: use jax.vmap(p2t_jax.permuted_params)(state, params)."
         )
-    axes = vector_axes(state.vectors.spec, state.theta_sorted)
-    where, phi, theta_sorted = [], [], []
-    with_path = jax.tree_util.tree_leaves_with_path(state.theta_sorted)
-    for (key_path, theta), leaf_axes in zip(with_path, axes, strict=True):
+    weights = state.theta_sorted if is_laperm else state.theta
+    axes, theta = {}, {}
+    for (key_path, w), leaf_axes in zip(
+        jax.tree_util.tree_leaves_with_path(weights),
+        vector_axes(state.vectors.spec, weights),
+        strict=True,
+    ):
         path = path_names(key_path)
         leaf = leaves.get(path)
-        if leaf is None or (leaf.shape, leaf.dtype) != (theta.shape, theta.dtype):
+        if leaf is None or (leaf.shape, leaf.dtype) != (w.shape, w.dtype):
             given = "nothing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
             raise ValueError(
-                f"state: it belongs to other parameters: it has {theta.dtype}{list(theta.shape)} "
-                f"for {'/'.join(path) or 'the root of the tree'}, where params has {given}."
+                f"state: it belongs to other parameters: it has {w.dtype}{list(w.shape)} for "
+                f"{'/'.join(path) or 'the root of the tree'}, where params has {given}."
             )
         if leaf_axes is not None:
-            where.append((path, leaf_axes))
-            phi.append(jnp.asarray(leaf))
-            theta_sorted.append(theta)
-    if not where:
-        return {}
-    permuted = ranking.synchronize([a for _, a in where], phi, theta_sorted)
-    return {path: theta for (path, _), theta in zip(where, permuted, strict=True)}
+            axes[path], theta[path] = leaf_axes, w
+    if not is_laperm:
+        return theta
+    phi = [jnp.asarray(leaves[path]) for path in theta]
+    permuted = ranking.synchronize(list(axes.values()), phi, list(theta.values()))
+    return dict(zip(theta, permuted, strict=True))
 
 
 def is_permutation(

@@ -340,6 +340,18 @@ def matching_leaves(tree: Any, params: Any, name: str) -> list[Any]:
     return leaves
 
 
+def check_not_empty(params: Any) -> None:
+    """Refuses a tree of empty containers with a ValueError."""
+
+    # Optax puts leafless nodes of its own in place of parameters (`MaskedNode`, the placeholder of
+    # `optax.tree.map_params`): they stand for something, a tree of empty containers does not.
+    def stands_for_something(node: Any) -> bool:
+        return node is not None and type(node) not in (dict, list, tuple)
+
+    if not jax.tree.leaves(params, is_leaf=stands_for_something):
+        raise ValueError(f"params: there are no parameters in {params!r}.")
+
+
 def _pair(spec: Any, tree: Any, at: tuple[Any, ...]) -> Iterator[tuple[Any, Any, Any]]:
     """Yields every leaf of `tree` with its key path and the rule or axes that `spec` has for it."""
     spec, tree = _unbox(spec), _unbox(tree)

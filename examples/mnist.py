@@ -1,16 +1,24 @@
-"""LAPerm on MNIST: 784-500-300-10, Adam 1e-3 inside, k = 20, 3,000 mini-batches of 64.
+"""The paper's algorithms on MNIST, beside Adam from the same initial weights.
 
-    python examples/mnist.py --data-dir DIR [--seeds 5] [--sync-period 20] [--batches 3000]
+    python examples/mnist.py EXPERIMENT --data-dir DIR [--seeds 5]
+
+EXPERIMENT is one of
+
+    laperm      784-500-300-10, normal weights; LAPerm over Adam 1e-3, k = 20; 3,000 mini-batches
+    logistic    784-10, Section 5.1.1; SGPerm; 800 mini-batches
+    sgperm      784-500-300-10, Section 5.1.2; SGPerm; 800 mini-batches
 
 DIR (or the environment variable P2T_DATA_DIR) has the four files train-images-idx3-ubyte.gz, ...
-as MNIST is published; Fashion-MNIST's will do.
+as MNIST is published; Fashion-MNIST's will do. Mini-batches have 64 images.
 """
 
 import argparse
 import gzip
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,7 +30,75 @@ from tqdm import tqdm
 import p2t_jax as p2t
 
 BATCH = 64
-CHUNK = 100  # mini-batches a compiled call
+CHUNK = 50  # mini-batches a compiled call, and between evaluations
+
+
+def every_weight_and_bias(path, leaf):
+    """Section 5.1 permutes biases, too: those of a layer are one weight vector."""
+    return 0 if path[-1] == "bias" else p2t.flax_vectors(path, leaf)
+
+
+def kaiming_uniform_bias(fan_in):
+    limit = np.sqrt(6 / fan_in)
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU at Kaiming's scale: normal without biases, or uniform with."""
+
+    features: tuple[int, ...]
+    uniform: bool
+
+    @nn.compact
+    def __call__(self, x):
+        kernel_init = nn.initializers.he_uniform() if self.uniform else nn.initializers.he_normal()
+        for i, features in enumerate(self.features):
+            bias_init = kaiming_uniform_bias(x.shape[-1]) if self.uniform else nn.initializers.zeros
+            x = nn.relu(x) if i else x
+            x = nn.Dense(features, kernel_init=kernel_init, bias_init=bias_init)(x)
+        return x
+
+
+class Experiment(NamedTuple):
+    """A network, how to train it, for how long, and what its weight vectors are."""
+
+    model: MLP
+    optimizer: Callable[[int], Any]
+    batches: int
+    vectors: Any
+
+
+def algorithm_1(seed, alpha_0, beta_1):
+    """SGPerm with the hyperparameters that Sections 5.1.1 and 5.1.2 share."""
+    beta_2 = 1 / 0.995
+    return p2t.sgperm(
+        seed,
+        aggressiveness=optax.exponential_decay(beta_1 * alpha_0, 1, beta_1, end_value=0.005),
+        partition_ratio=optax.exponential_decay(beta_2 * 0.05, 1, beta_2, end_value=0.1),
+        vectors=every_weight_and_bias,
+    )
+
+
+EXPERIMENTS = {
+    "laperm": Experiment(
+        MLP((500, 300, 10), uniform=False),
+        lambda seed: p2t.laperm(optax.adam(1e-3), sync_period=20),
+        3000,
+        p2t.flax_vectors,
+    ),
+    "logistic": Experiment(
+        MLP((10,), uniform=True),
+        lambda seed: algorithm_1(seed, alpha_0=0.15, beta_1=0.99),
+        800,
+        every_weight_and_bias,
+    ),
+    "sgperm": Experiment(
+        MLP((500, 300, 10), uniform=True),
+        lambda seed: algorithm_1(seed, alpha_0=0.07, beta_1=0.985),
+        800,
+        every_weight_and_bias,
+    ),
+}
 
 
 def read_idx(path):
@@ -41,68 +117,75 @@ def load(data_dir, part):
     return jnp.asarray(images.reshape(len(images), -1) / np.float32(255)), jnp.asarray(labels)
 
 
-class MLP(nn.Module):
-    """784-500-300-10 with ReLU; normal weights at Kaiming's scale, zero biases."""
-
-    @nn.compact
-    def __call__(self, x):
-        for features in (500, 300):
-            x = nn.relu(nn.Dense(features, kernel_init=nn.initializers.he_normal())(x))
-        return nn.Dense(10, kernel_init=nn.initializers.he_normal())(x)
-
-
-def train(tx, seed, batches, train_data, test_data):
-    """Train; return test accuracy and whether every weight vector is a permutation of its start."""
+def train(model, tx, batches, seed, train_data, test_data, bar):
+    """Train; return (initial params, final params, test accuracy after every CHUNK batches)."""
     images, labels = train_data
     init_key, data_key = jax.random.split(jax.random.key(seed))
-    params = initial_params = MLP().init(init_key, images[:1])
+    params = initial_params = model.init(init_key, images[:1])
     state = tx.init(params)
 
     def step(carry, batch):
         params, state = carry
 
         def loss(params):
-            logits = MLP().apply(params, images[batch])
+            logits = model.apply(params, images[batch])
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch]).mean()
 
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    run = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches)[0])
+    def exact(params, state):
+        permutes = optax.tree.get(state, "vectors") is not None
+        return p2t.permuted_params(state, params) if permutes else params
+
+    @jax.jit
+    def run(params, state, batches):
+        (params, state), _ = jax.lax.scan(step, (params, state), batches)
+        predictions = model.apply(exact(params, state), test_data[0]).argmax(axis=-1)
+        return params, state, (predictions == test_data[1]).mean()
+
     order = jax.random.choice(data_key, len(images), (batches, BATCH))
-    with tqdm(total=batches, desc=f"seed {seed}", unit="batch") as bar:
-        for start in range(0, batches, CHUNK):
-            params, state = jax.block_until_ready(
-                run((params, state), order[start : start + CHUNK])
-            )
-            bar.update(min(CHUNK, batches - start))
-    final = p2t.permuted_params(state, params)
-    predictions = MLP().apply(final, test_data[0]).argmax(axis=-1)
-    return float((predictions == test_data[1]).mean()), p2t.is_permutation(final, initial_params)
+    curve = []
+    for start in range(0, batches, CHUNK):
+        params, state, accuracy = run(params, state, order[start : start + CHUNK])
+        curve.append(float(accuracy))
+        bar.update(len(order[start : start + CHUNK]))
+    return initial_params, exact(params, state), curve
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("P2T_DATA_DIR"))
     parser.add_argument("--seeds", type=int, default=1, help="how many runs")
-    parser.add_argument("--sync-period", type=int, default=20)
-    parser.add_argument("--batches", type=int, default=3000)
     options = parser.parse_args()
     if options.data_dir is None:
         parser.error("say where MNIST's files are: --data-dir or P2T_DATA_DIR")
-    train_data, test_data = (load(Path(options.data_dir), part) for part in ("train", "t10k"))
+    data = [load(Path(options.data_dir), part) for part in ("train", "t10k")]
+    model, optimizer, batches, vectors = EXPERIMENTS[options.experiment]
 
-    tx = p2t.laperm(optax.adam(1e-3), options.sync_period)
-    accuracies = []
+    curves = {"permuting": [], "Adam 1e-3": []}
     for seed in range(options.seeds):
-        start = time.perf_counter()
-        accuracy, exact = train(tx, seed, options.batches, train_data, test_data)
-        accuracies.append(accuracy)
-        print(
-            f"seed {seed}: {accuracy:.2%} test accuracy after {options.batches} mini-batches, "
-            f"{time.perf_counter() - start:.0f} s; exactly a permutation: {bool(exact)}"
-        )
-    print(f"mean {np.mean(accuracies):.2%}, least {min(accuracies):.2%} of {options.seeds}")
+        for name, tx in (("permuting", optimizer(seed)), ("Adam 1e-3", optax.adam(1e-3))):
+            start = time.perf_counter()
+            with tqdm(total=batches, desc=f"seed {seed}, {name}", unit="batch") as bar:
+                initial, final, curve = train(model, tx, batches, seed, *data, bar)
+            exact = bool(p2t.is_permutation(final, initial, vectors=vectors))
+            curves[name].append(curve)
+            print(
+                f"seed {seed}, {name}: {curve[-1]:.2%} test accuracy, "
+                f"{time.perf_counter() - start:.0f} s; exactly a permutation: {exact}"
+            )
+
+    print(f"\nTest accuracy of {options.experiment}, mean (least - most) of {options.seeds}")
+    print("batches  " + "".join(f"{name:^28}" for name in curves))
+    for i in range(batches // CHUNK):
+        if (i + 1) % max(1, batches // CHUNK // 16) == 0:
+            at = [np.array(values)[:, i] for values in curves.values()]
+            cells = [f"{a.mean():.2%} ({a.min():.2%} - {a.max():.2%})" for a in at]
+            print(f"{(i + 1) * CHUNK:7}  " + "".join(f"{cell:^28}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax.experimental.shard_alike import shard_alike
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
@@ -191,7 +190,7 @@ def _across_devices(
                 result = jax.reshard(result, jax.typeof(x).sharding)
             if axis is not None:
                 result = jax.lax.slice_in_dim(result, 0, x.shape[axis], axis=axis)
-            whole.append(result if explicit else shard_alike(result, x)[0])
+            whole.append(result)
     return whole
 
 

@@ -68,8 +68,7 @@ def sgperm(
     in every step. Permutations are cycles of such movements, found by depth-first search.
 
     It is `optax.chain(inner, cycle_permutation(...))`. Whatever no rule declares a weight vector is
-    held; to train it otherwise, use `optax.partition`. The cost of a step does not depend on the
-    aggressiveness, and is a few times that of sorting the weights.
+    held; to train it otherwise, use `optax.partition`.
 
     Args:
         key: where the random partitions come from: a seed, or a key of `jax.random`.
@@ -103,13 +102,13 @@ def sgperm(
 
     Example:
         >>> import jax.numpy as jnp, optax, p2t_jax as p2t
-        >>> params = {"kernel": jnp.array([[3.0], [1.0], [2.5]])}
+        >>> params = {"kernel": jnp.array([[3.0], [1.0], [2.5]])}  # one neuron with three inputs
         >>> tx = p2t.sgperm(key=0, aggressiveness=1.0, partition_ratio=1.0)
         >>> state = tx.init(params)
-        >>> grads = {"kernel": jnp.array([[1.0], [-1.0], [0.0]])}
+        >>> grads = {"kernel": jnp.array([[1.0], [-1.0], [1.0]])}  # the second should grow
         >>> updates, state = tx.update(grads, state, params)
         >>> optax.apply_updates(params, updates)["kernel"].ravel()
-        Array([1. , 3. , 2.5], dtype=float32)
+        Array([3. , 2.5, 1. ], dtype=float32)
 
     References:
         Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570>`_, 2020, Section 2.

@@ -7,8 +7,8 @@ Section 2.4 stores every permissibility subgraph and searches it in cubic time. 
 - A vertex that the search has exhausted lies on no cycle for good, for all that it can reach is
   exhausted too. It is deleted, just as the vertices of a cycle are.
 
-So adj_x is never stored. Its foremost vertex is the nearest one *still there*: the neighbour of x
-in a linked list of the sorted subset.
+So adj_x is never stored. Its foremost vertex is the nearest one *still there*: a neighbour of x in
+a linked list of the sorted subset.
 
 What the paper leaves open is decided as follows (`tests/reference_sgperm.py` spells it out):
 
@@ -18,9 +18,9 @@ What the paper leaves open is decided as follows (`tests/reference_sgperm.py` sp
 - Among targets equally far from x the lighter side comes first; on one side, nearest first goes
   away from x and farthest first towards x, in the order by (weight, index).
 - Random: adj_x, in ascending order by (weight, index), is a ring entered at a uniformly drawn
-  target; one number is drawn for every weight and call.
-- A weight whose r is NaN stays where it is, yet still counts for l and A. A vector whose range is
-  not finite (some weight is NaN or infinite) stays as it is.
+  target. One number is drawn for every weight and call.
+- A weight whose r is NaN is memorized from the start: it stays where it is, yet counts for l and
+  A. A vector whose range is not finite (a weight is NaN or infinite) stays as it is.
 
 Kernels are serial, release the GIL and are cached on disk; callers split rows over threads.
 """
@@ -33,25 +33,24 @@ import numpy as np
 import numpy.typing as npt
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_Floats = npt.NDArray[np.floating[Any]]
-_Ints = npt.NDArray[np.int32]
-_Records = npt.NDArray[np.void]
+_Array = npt.NDArray[Any]
+_Int = int | np.integer[Any]
 
 NEAREST: Final = 0
 FARTHEST: Final = 1
 RANDOM: Final = 2
 
 # A permissibility subgraph. Its vertices are the slots 1 to m, in ascending order by weight; the
-# slots 0 and m + 1 are ends, infinitely far from all. One record, so one cache line, a vertex.
+# slots 0 and m + 1 are ends, infinitely far away. A vertex is one record, hence one cache line.
 _VERTEX = np.dtype(
     [
-        ("weight", np.float64),
-        ("side", np.int32),  # Where its targets lie: 1 lighter, -1 heavier, 0 both; the sign of r.
+        ("w", np.float64),
+        ("r", np.float64),
         ("index", np.uint32),  # Its place in the row.
         (
             "lighter",
             np.uint32,
-        ),  # The next vertex still there; if itself deleted, a step towards it.
+        ),  # The next vertex still there; of a deleted one, a step to it.
         ("heavier", np.uint32),
         ("depth", np.int32),  # Its place on the path from the root, from 1; 0 if none.
     ],
@@ -59,18 +58,14 @@ _VERTEX = np.dtype(
 )
 _DELETED = -1
 _NONE = np.uint32(0)
-_INTERVALS = np.dtype(
-    [(name, np.uint32) for name in ("far_lighter", "near_lighter", "near_heavier", "far_heavier")]
-)
 
-_FEW = 192  # Up to here counting the smaller keys is faster than a radix sort.
+_FEW = 384  # Keys up to which counting the smaller ones is faster than a radix sort.
 
-# splitmix64. All uint64: Numba takes uint64 and int64 to float64.
+# All uint64, for Numba adds uint64 and int64 as float64.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFT = np.uint64(30), np.uint64(27), np.uint64(31)
-_HALF, _LOW_HALF = np.uint64(32), np.uint64(0xFFFFFFFF)
-_SIGN_SHIFT, _SIGN_BIT, _BYTE = np.uint64(63), np.uint64(1 << 63), np.uint64(255)
+_HALF, _LAST, _SIGN, _BYTE = np.uint64(32), np.uint64(63), np.uint64(1 << 63), np.uint64(255)
 
 
 def _jit(function: _Function) -> _Function:
@@ -84,7 +79,7 @@ def subset_count(partition_ratio: float) -> int:
     nearest to 0.1 lies above 0.1 and still means ten subsets.
 
     Args:
-      partition_ratio: Lambda. Above one, as from a schedule without a maximum, it is one.
+      partition_ratio: Lambda. Above one, as from a schedule without a maximum, it counts as one.
 
     Returns:
       The number of subsets, 1 to 2^31 - 1.
@@ -101,48 +96,48 @@ def subset_count(partition_ratio: float) -> int:
 
 @_jit
 def search_rows(
-    weights: _Floats,
-    recommendations: _Floats,
+    weights: _Array,
+    recommendations: _Array,
     alpha: float,
     subsets: int,
-    seed: npt.NDArray[np.uint32],
-    row_ids: npt.NDArray[np.int64],
+    seed: _Array,
+    row_ids: _Array,
     priority: int,
-    source: _Ints,
+    source: _Array,
 ) -> None:
     r"""Find the permutation of every row: partition, graph, cycles (Sections 2.1 and 2.2).
 
     A movement (x, y), the weight of y to x, is permissible within a subset if
     :math:`r_x (w_x - w_y) \ge 0` and :math:`\ell < |w_x - w_y| < u = \ell + \alpha A`. The weights
-    move along disjoint cycles of such movements: new row x is ``weights[row, source[row, x]]``.
+    move along disjoint cycles of such movements: row i becomes ``weights[i, source[i]]``.
 
     Args:
       weights: One weight vector w a row, float32 or float64.
-      recommendations: r, one for each weight; weights should change against its sign.
+      recommendations: r, one a weight: the weight should change against its sign.
       alpha: Aggressiveness.
-      subsets: Number of random subsets, see `subset_count`; more than weights are fine.
-      seed: Any words, such as key data, step and parameter number. With the row's id, and nothing
-        else, they decide the row's random numbers.
-      row_ids: The id of each row.
+      subsets: Number of random subsets, see `subset_count`; may exceed that of the weights.
+      seed: uint32 words, such as key data, step and parameter number. They and the row's id, and
+        nothing else, determine the random numbers of a row.
+      row_ids: The id of each row, integers.
       priority: Which targets go first, `NEAREST`, `FARTHEST` or `RANDOM` (Section 2.2.1).
-      source: Written: where each weight comes from. A permutation of 0, ..., n - 1 in every row.
+      source: Written, int32: where each weight comes from, a permutation of 0, ..., n - 1 a row.
     """
-    n = weights.shape[1]
+    rows, n = weights.shape
     subsets = max(1, min(subsets, n))
     largest = (n + subsets - 1) // subsets
     label, member, end = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(subsets, np.int32)
-    graph, intervals = np.empty(largest + 2, _VERTEX), np.empty(largest + 2, _INTERVALS)
-    roots, path = np.empty(largest, np.uint32), np.empty(largest, np.uint32)
-    width = (largest + 15) // 16 * 16  # Whole SIMD registers; what is beyond the keys is infinite.
+    width = (largest + 15) // 16 * 16  # Whole SIMD registers.
     key_w, key_r = np.empty(width, weights.dtype), np.empty(width, recommendations.dtype)
     slot, place = np.empty(width, np.int32), np.empty(width, np.int32)
-    count = np.empty(max(width, 256), np.int32)
-    many = largest if width > _FEW else 0
-    keys, order = np.empty((2, many), np.float64), np.empty((2, many), np.int32)
-    for row in range(weights.shape[0]):
+    tied = np.empty(width, np.int32)
+    graph = np.empty(largest + 2, _VERTEX)
+    roots, path = np.empty(largest, np.uint32), np.empty(largest, np.uint32)
+    for row in range(rows):
         w, r, row_source = weights[row], recommendations[row], source[row]
         for x in range(n):
             row_source[x] = x
+        if subsets >= n:
+            continue
         step = alpha * _value_range(w)
         if not 0 < step < np.inf:
             continue
@@ -156,30 +151,21 @@ def search_rows(
             m = members.size
             if m < 2:
                 continue
-            for k in range(m):
-                key_w[k] = w[members[k]]
-                key_r[k] = -abs(r[members[k]])
-                if np.isnan(key_r[k]):
-                    key_r[k] = 1  # Behind all others.
-            key_w[m:] = np.inf
-            key_r[m:] = np.inf
-            _rank(key_w, m, slot, count, keys, order)
-            _rank(key_r, m, place, count, keys, order)
-            _place_vertices(graph, roots, w, r, members, slot, place)
-            l, u = _bounds(graph, m, step)
-            if l == 0 or priority != NEAREST:
-                _find_intervals(graph, intervals, m, l, u)
-            _find_cycles(graph, intervals, roots, path, m, l, u, priority, state, row_source)
+            _fill(key_w, key_r, w, r, members)
+            _rank(key_w, m, slot, tied)
+            _rank(key_r, m, place, tied)
+            lower = _lay_out(graph, roots, w, r, members, slot, place)
+            _find_cycles(graph, m, roots, path, lower, lower + step, priority, state, row_source)
 
 
 @_jit
-def take_rows(rows: npt.NDArray[Any], source: _Ints, out: npt.NDArray[Any]) -> None:
-    """Permute rows as found by `search_rows`: ``out[i, x] = rows[i, source[i, x]]``.
+def take_rows(rows: _Array, source: _Array, out: _Array) -> None:
+    """Permute rows as `search_rows` has found: ``out[i, x] = rows[i, source[i, x]]``.
 
     Args:
-      rows: Of any type Numba knows; pass others, such as bfloat16, as a view of integers.
+      rows: Of a type that Numba knows; view others, such as bfloat16, as integers.
       source: From `search_rows`.
-      out: Written; must not share memory with `rows`.
+      out: Written. Must not share memory with `rows`.
     """
     for i in range(rows.shape[0]):
         for x in range(rows.shape[1]):
@@ -187,8 +173,16 @@ def take_rows(rows: npt.NDArray[Any], source: _Ints, out: npt.NDArray[Any]) -> N
 
 
 @_jit
-def row_state(seed: npt.NDArray[np.uint32], row_id: int) -> np.uint64:
-    """State of a row's own stream of random numbers: a hash of the words and the row's id."""
+def _mix(z: np.uint64) -> np.uint64:
+    """The mixer of splitmix64."""
+    z = (z ^ (z >> _SHIFT[0])) * _MULTIPLY[0]
+    z = (z ^ (z >> _SHIFT[1])) * _MULTIPLY[1]
+    return z ^ (z >> _SHIFT[2])
+
+
+@_jit
+def row_state(seed: _Array, row_id: _Int) -> np.uint64:
+    """State of a row's own splitmix64 stream: a hash of the seed's words and the row's id."""
     h = np.uint64(0)
     for word in seed:
         h = _mix((h + _GOLDEN) ^ np.uint64(word))
@@ -196,42 +190,34 @@ def row_state(seed: npt.NDArray[np.uint32], row_id: int) -> np.uint64:
 
 
 @_jit
-def _mix(z: np.uint64) -> np.uint64:
-    z = (z ^ (z >> _SHIFT[0])) * _MULTIPLY[0]
-    z = (z ^ (z >> _SHIFT[1])) * _MULTIPLY[1]
-    return z ^ (z >> _SHIFT[2])
-
-
-@_jit
-def _draw(state: np.uint64, k: int, n: int) -> int:
-    """The k-th number z of the stream as an integer below n, floor(n z / 2^64)."""
+def _draw(state: np.uint64, k: _Int, n: _Int) -> _Int:
+    """Number k of a stream, reduced below n by Lemire's product: biased by at most n / 2^32."""
     z = _mix(state + np.uint64(k) * _GOLDEN)
-    low = ((z & _LOW_HALF) * np.uint64(n)) >> _HALF
-    return np.int64(((z >> _HALF) * np.uint64(n) + low) >> _HALF)
+    return np.int64(((z >> _HALF) * np.uint64(n)) >> _HALF)
 
 
 @_jit
-def partition(state: np.uint64, subsets: int, label: _Ints) -> None:
+def partition(state: np.uint64, subsets: int, label: _Array) -> None:
     """Deal the weights of a vector into subsets at random (Section 2.1.4).
 
-    Fisher-Yates, inside out, on 0, ..., subsets - 1, 0, ..., subsets - 1, 0, ...: sizes differ by
-    at most one. It uses up the first `label.size` numbers of the stream.
+    Fisher-Yates, inside out, on 0, ..., subsets - 1, 0, ..., subsets - 1, 0, ..., so that sizes
+    differ by at most one. It uses up the numbers 1 to n of the stream.
 
     Args:
       state: From `row_state`.
       subsets: Their number.
       label: Written: the subset of each weight.
     """
-    card = 0
+    dealt = 0
     for x in range(label.size):
         y = _draw(state, x + 1, x + 1)
         label[x] = label[y]
-        label[y] = card
-        card = card + 1 if card + 1 < subsets else 0
+        label[y] = dealt
+        dealt = dealt + 1 if dealt + 1 < subsets else 0
 
 
 @_jit
-def _group(label: _Ints, member: _Ints, end: _Ints) -> None:
+def _group(label: _Array, member: _Array, end: _Array) -> None:
     """List the members of subset 0, of subset 1, ..., each by index, and where each list ends."""
     size, larger = label.size // end.size, label.size % end.size
     for p in range(end.size):
@@ -243,7 +229,7 @@ def _group(label: _Ints, member: _Ints, end: _Ints) -> None:
 
 
 @_jit
-def _value_range(w: _Floats) -> float:
+def _value_range(w: _Array) -> float:
     """A, the largest weight less the smallest (Section 2.1.3); NaN if a weight is not finite."""
     low = high = w[0]
     for x in w:
@@ -254,236 +240,233 @@ def _value_range(w: _Floats) -> float:
 
 
 @_jit
-def _rank(
-    key: _Floats, m: int, rank: _Ints, count: _Ints, keys: npt.NDArray[np.float64], order: _Ints
-) -> None:
-    """Stable ranks of the first m keys."""
-    if key.size <= _FEW:
-        _rank_few(key, m, rank, count)
-    else:
-        _rank_many(key, m, rank, count, keys, order)
+def _fill(key_w: _Array, key_r: _Array, w: _Array, r: _Array, members: _Array) -> None:
+    """Keys that order the vertices (by weight) and the roots (by abs(r), NaN last) of a subset."""
+    m = members.size
+    for k in range(m):
+        key_w[k] = w[members[k]]
+        key_r[k] = -abs(r[members[k]])
+        if np.isnan(key_r[k]):
+            key_r[k] = 1
+    key_w[m:] = np.inf
+    key_r[m:] = np.inf
 
 
 @_jit
-def _rank_few(key: _Floats, m: int, rank: _Ints, tied: _Ints) -> None:
-    """Count the smaller keys of each. Quadratic, but without branches and many at once."""
-    for i in range(key.size):
-        rank[i] = tied[i] = 0
-    for j in range(m):
-        smaller = key[j]
+def _rank(key: _Array, m: _Int, rank: _Array, tied: _Array) -> None:
+    """Stable ranks of the first m keys, beyond which there are infinities."""
+    if key.size > _FEW:
+        _radix_rank(key, m, rank)
+        return
+    # Count the smaller keys of each: quadratic, but free of branches, and SIMD likes it.
+    for k in range(0, m, 4):
+        key_0, key_1, key_2, key_3 = key[k], key[k + 1], key[k + 2], key[k + 3]
+        rank_0 = rank_1 = rank_2 = rank_3 = np.int32(0)
         for i in range(key.size):
-            rank[i] += np.int32(smaller < key[i])
-    for i in range(m):
-        first = rank[i]
-        rank[i] += tied[first]
+            x = key[i]
+            rank_0 += np.int32(x < key_0)
+            rank_1 += np.int32(x < key_1)
+            rank_2 += np.int32(x < key_2)
+            rank_3 += np.int32(x < key_3)
+        rank[k], rank[k + 1], rank[k + 2], rank[k + 3] = rank_0, rank_1, rank_2, rank_3
+    tied[:m] = 0
+    for k in range(m):
+        first = rank[k]
+        rank[k] += tied[first]
         tied[first] += 1
 
 
 @_jit
-def _rank_many(
-    key: _Floats, m: int, rank: _Ints, count: _Ints, keys: npt.NDArray[np.float64], order: _Ints
-) -> None:
-    """Radix sort of the keys' bits, the least significant byte first."""
-    bits = keys.view(np.uint64)
+def _radix_rank(key: _Array, m: _Int, rank: _Array) -> None:
+    """Sort by the bits of the keys as float64, the least significant byte first."""
+    values, count = np.empty((2, m), np.float64), np.empty(256, np.int64)
+    bits, order = values.view(np.uint64), np.empty((2, m), np.int32)
     for k in range(m):
-        keys[0, k] = key[k] + 0.0  # No -0.0, which has other bits than 0.0.
-        b = bits[0, k]
-        bits[0, k] = b ^ _SIGN_BIT if b >> _SIGN_SHIFT == 0 else ~b
+        values[0, k] = key[k] + 0.0  # No -0.0, whose bits are not those of 0.0.
+        z = bits[0, k]
+        bits[0, k] = z ^ _SIGN if z >> _LAST == 0 else ~z
         order[0, k] = k
     old, new = 0, 1
-    for byte in range(8):
-        shift = np.uint64(8 * byte)
-        count[:256] = 0
+    for shift in np.arange(0, 64, 8).astype(np.uint64):
+        count[:] = 0
         for k in range(m):
             count[(bits[old, k] >> shift) & _BYTE] += 1
         if count[(bits[old, 0] >> shift) & _BYTE] == m:
             continue
         start = 0
-        for digit in range(256):
-            start, count[digit] = start + count[digit], start
+        for byte in range(256):
+            start, count[byte] = start + count[byte], start
         for k in range(m):
-            digit = (bits[old, k] >> shift) & _BYTE
-            bits[new, count[digit]] = bits[old, k]
-            order[new, count[digit]] = order[old, k]
-            count[digit] += 1
+            byte = (bits[old, k] >> shift) & _BYTE
+            bits[new, count[byte]] = bits[old, k]
+            order[new, count[byte]] = order[old, k]
+            count[byte] += 1
         old, new = new, old
     for k in range(m):
         rank[order[old, k]] = k
 
 
 @_jit
-def _place_vertices(
-    g: _Records,
-    roots: npt.NDArray[np.uint32],
-    w: _Floats,
-    r: _Floats,
-    members: _Ints,
-    slot: _Ints,
-    place: _Ints,
-) -> None:
-    """Lay out a subset by weight, its roots by abs(r), and delete the weights whose r is NaN."""
+def _lay_out(
+    g: _Array, roots: _Array, w: _Array, r: _Array, members: _Array, slot: _Array, place: _Array
+) -> float:
+    """Put the vertices in their slots and the roots in order; l of Section 2.1.4 is returned."""
     m = members.size
-    for x in range(m + 2):
-        g[x].lighter = max(x, 1) - 1
-        g[x].heavier = x + 1
-        g[x].depth = 0
-    g[0].weight, g[m + 1].weight = -np.inf, np.inf
+    g[0].w, g[m + 1].w = -np.inf, np.inf
+    g[0].depth = g[m + 1].depth = 0
     held = False
     for k in range(m):
         x, y = slot[k] + 1, members[k]
-        g[x].weight = w[y]
-        g[x].side = (r[y] > 0) - (r[y] < 0)
-        g[x].index = y
+        g[x].w, g[x].r, g[x].index = w[y], r[y], y
+        g[x].lighter, g[x].heavier, g[x].depth = x - 1, x + 1, 0
         roots[place[k]] = x
         held |= np.isnan(r[y])
     if held:
-        for k in range(m):
-            if np.isnan(r[members[k]]):
-                _delete(g, slot[k] + 1)
-
-
-@_jit
-def _bounds(g: _Records, m: int, step: float) -> tuple[float, float]:
-    """l, the least distance of two weights of the subset, and u (Sections 2.1.3 and 2.1.4)."""
-    l = np.inf
+        for x in range(1, m + 1):
+            if np.isnan(g[x].r):
+                _delete(g, x)
+    lower = np.inf
     for x in range(1, m):
-        l = min(l, g[x + 1].weight - g[x].weight)
-    return l, l + step
+        lower = min(lower, g[x + 1].w - g[x].w)
+    return lower
 
 
 @_jit
-def _find_intervals(g: _Records, intervals: _Records, m: int, l: float, u: float) -> None:
-    """Outermost and innermost permissible targets of each vertex on both sides (Section 2.1.3)."""
-    near, far = 0, 1
-    for x in range(1, m + 1):
-        while g[x].weight - g[near + 1].weight > l:
-            near += 1
-        while not g[x].weight - g[far].weight < u:
-            far += 1
-        intervals[x].near_lighter, intervals[x].far_lighter = near, far
-    near, far = m + 1, m
-    for x in range(m, 0, -1):
-        while g[near - 1].weight - g[x].weight > l:
-            near -= 1
-        while not g[far].weight - g[x].weight < u:
-            far -= 1
-        intervals[x].near_heavier, intervals[x].far_heavier = near, far
-
-
-@_jit
-def _delete(g: _Records, x: int) -> None:
+def _delete(g: _Array, x: _Int) -> None:
     g[g[x].lighter].heavier = g[x].heavier
     g[g[x].heavier].lighter = g[x].lighter
     g[x].depth = _DELETED
 
 
 @_jit
-def _left(g: _Records, x: int) -> int:
+def _left(g: _Array, x: _Int) -> np.uint32:
     """The heaviest vertex still there up to slot x: union-find with path halving."""
     while g[x].depth == _DELETED:
         if g[g[x].lighter].depth == _DELETED:
             g[x].lighter = g[g[x].lighter].lighter
-        x = g[x].lighter
-    return x
+        x = np.int64(g[x].lighter)
+    return np.uint32(x)
 
 
 @_jit
-def _right(g: _Records, x: int) -> int:
+def _right(g: _Array, x: _Int) -> np.uint32:
     """The lightest vertex still there from slot x on."""
     while g[x].depth == _DELETED:
         if g[g[x].heavier].depth == _DELETED:
             g[x].heavier = g[g[x].heavier].heavier
-        x = g[x].heavier
-    return x
+        x = np.int64(g[x].heavier)
+    return np.uint32(x)
 
 
 @_jit
-def _nearest(g: _Records, intervals: _Records, x: int, l: float, u: float) -> int:
-    w, y, distance = g[x].weight, _NONE, u
-    if g[x].side >= 0:
+def _reach(g: _Array, x: _Int, end: _Int, bound: float) -> _Int:
+    """The last slot from x towards an end at a distance below the bound."""
+    inside, outside = np.int64(x), np.int64(end)
+    while abs(outside - inside) > 1:
+        middle = (inside + outside) // 2
+        if abs(g[middle].w - g[x].w) < bound:
+            inside = middle
+        else:
+            outside = middle
+    return inside
+
+
+@_jit
+def _gap(g: _Array, m: _Int, x: _Int, lower: float) -> tuple[_Int, _Int]:
+    """The last slot before and the first slot behind those no farther from x than l."""
+    above = np.nextafter(lower, np.inf)
+    return _reach(g, x, 0, above) - 1, _reach(g, x, m + 1, above) + 1
+
+
+@_jit
+def _nearest(g: _Array, m: _Int, x: _Int, lower: float, upper: float, tied: bool) -> np.uint32:
+    w, y, distance = g[x].w, _NONE, upper
+    if g[x].r >= 0:
         z = g[x].lighter
-        if w - g[z].weight <= l:
-            # No more than one can be that near to x unless l = 0, when all equals are passed over.
-            z = g[z].lighter if l > 0 else _left(g, intervals[x].near_lighter)
-        if w - g[z].weight < distance:
-            y, distance = z, w - g[z].weight
-    if g[x].side <= 0:
+        if w - g[z].w <= lower:  # Only one vertex a side is so near, unless l = 0 and many equal.
+            z = _left(g, _gap(g, m, x, lower)[0]) if tied else g[z].lighter
+        if w - g[z].w < distance:
+            y, distance = z, w - g[z].w
+    if g[x].r <= 0:
         z = g[x].heavier
-        if g[z].weight - w <= l:
-            z = g[z].heavier if l > 0 else _right(g, intervals[x].near_heavier)
-        if g[z].weight - w < distance:
+        if g[z].w - w <= lower:
+            z = _right(g, _gap(g, m, x, lower)[1]) if tied else g[z].heavier
+        if g[z].w - w < distance:
             y = z
     return y
 
 
 @_jit
-def _farthest(g: _Records, intervals: _Records, x: int, l: float) -> int:
-    w, y, distance = g[x].weight, _NONE, l
-    if g[x].side >= 0:
-        z = _right(g, intervals[x].far_lighter)
-        if w - g[z].weight > distance:
-            y, distance = z, w - g[z].weight
-    if g[x].side <= 0:
-        z = _left(g, intervals[x].far_heavier)
-        if g[z].weight - w > distance:
+def _farthest(g: _Array, m: _Int, x: _Int, lower: float, upper: float) -> np.uint32:
+    w, y, distance = g[x].w, _NONE, lower
+    if g[x].r >= 0:
+        z = _right(g, _reach(g, x, 0, upper))
+        if w - g[z].w > distance:
+            y, distance = z, w - g[z].w
+    if g[x].r <= 0:
+        z = _left(g, _reach(g, x, m + 1, upper))
+        if g[z].w - w > distance:
             y = z
     return y
 
 
 @_jit
-def _random(g: _Records, intervals: _Records, x: int, state: np.uint64, n: int) -> int:
-    gap = np.int64(intervals[x].near_lighter), np.int64(intervals[x].near_heavier)
-    lighter, heavier = 0, 0
-    last, first = gap
-    if g[x].side >= 0:
-        first = np.int64(intervals[x].far_lighter)
+def _random(
+    g: _Array, m: _Int, x: _Int, lower: float, upper: float, state: np.uint64, n: _Int
+) -> np.uint32:
+    last, first = gap = _gap(g, m, x, lower)
+    lighter = heavier = 0
+    if g[x].r >= 0:
+        first = _reach(g, x, 0, upper)
         lighter = max(0, gap[0] + 1 - first)
-    if g[x].side <= 0:
-        last = np.int64(intervals[x].far_heavier)
+    if g[x].r <= 0:
+        last = _reach(g, x, m + 1, upper)
         heavier = max(0, last + 1 - gap[1])
     k = _draw(state, n + 1 + np.int64(g[x].index), lighter + heavier)
-    y = first + k if k < lighter else gap[1] + k - lighter
-    for _ in range(2):
-        y = np.int64(_right(g, y))
+    z = first + k if k < lighter else gap[1] + k - lighter
+    for _ in range(2):  # From the entrance on, then from the beginning.
+        y = _right(g, z)
         if gap[0] < y < gap[1]:
-            y = np.int64(_right(g, gap[1]))
+            y = _right(g, gap[1])
         if y <= last:
             return y
-        y = first
-    return np.int64(_NONE)
+        z = first
+    return _NONE
 
 
 @_jit
 def _find_cycles(
-    g: _Records,
-    intervals: _Records,
-    roots: npt.NDArray[np.uint32],
-    path: npt.NDArray[np.uint32],
-    m: int,
-    l: float,
-    u: float,
+    g: _Array,
+    m: _Int,
+    roots: _Array,
+    path: _Array,
+    lower: float,
+    upper: float,
     priority: int,
     state: np.uint64,
-    source: _Ints,
+    source: _Array,
 ) -> None:
     """Depth-first search for disjoint cycles (Section 2.2).
 
-    After a cycle the paper starts again from the largest r left. If the root was not on the cycle,
-    that is the root again and the same path up to where the cycle began: go on from there.
+    After a cycle the paper starts again from the largest abs(r) left. Unless the root was on the
+    cycle, that is the root, and the path is the same up to where the cycle began: go on from there.
     """
     for k in range(m):
-        if g[roots[k]].depth == _DELETED:
+        x = roots[k]
+        if g[x].depth == _DELETED:
             continue
-        path[0] = roots[k]
-        g[path[0]].depth = depth = 1
+        path[0] = x
+        g[x].depth = depth = 1
         while depth > 0:
             x = path[depth - 1]
-            if priority == NEAREST:
-                y = _nearest(g, intervals, x, l, u)
-            elif priority == FARTHEST:
-                y = _farthest(g, intervals, x, l)
+            if priority == FARTHEST:
+                y = _farthest(g, m, x, lower, upper)
+            elif priority == RANDOM:
+                y = _random(g, m, x, lower, upper, state, source.size)
+            elif lower > 0:
+                y = _nearest(g, m, x, lower, upper, False)
             else:
-                y = _random(g, intervals, x, state, source.size)
+                y = _nearest(g, m, x, lower, upper, True)
             if y == _NONE:
                 _delete(g, x)
                 depth -= 1

@@ -46,15 +46,13 @@ def train_step(state, images, labels):
 
 @jax.jit
 def accuracy(state, images, labels):
-    # For LAPerm the exact permutation is what counts; Adam's parameters are simply its own.
-    params = (
-        p2t.permuted_params(state.opt_state, state.params) if is_laperm(state) else state.params
-    )
-    return (state.apply_fn(params, images).argmax(axis=-1) == labels).mean()
+    return (state.apply_fn(final_params(state), images).argmax(axis=-1) == labels).mean()
 
 
-def is_laperm(state):
-    return any(isinstance(link, p2t.SynchronizeState) for link in state.opt_state)
+def final_params(state):
+    """Of a network that was permuted, the exact permutation is what counts."""
+    permutes = optax.tree.get(state.opt_state, "vectors") is not None
+    return p2t.permuted_params(state.opt_state, state.params) if permutes else state.params
 
 
 def train(name, tx, params, data, steps):
@@ -71,9 +69,7 @@ def train(name, tx, params, data, steps):
         seconds += time.perf_counter() - start
         if step % EVALUATE_EVERY == 0 or step == steps:
             curve.append((step, float(accuracy(state, test_images, test_labels))))
-    if is_laperm(state):
-        state = state.replace(params=p2t.permuted_params(state.opt_state, state.params))
-    return state.params, curve, 1e3 * seconds / steps
+    return final_params(state), curve, 1e3 * seconds / steps
 
 
 def weights(params):
@@ -91,8 +87,8 @@ def draw(results, initial_params, path):
     def profile(params):
         return np.sort(params["params"]["Dense_1"]["kernel"][:, 0])
 
-    for name, (params, _, _) in results.items():
-        right.plot(profile(params), ".", label=f"after {name}", alpha=0.8)
+    for size, (name, (params, _, _)) in zip((5, 11, 5), results.items(), strict=True):
+        right.plot(profile(params), ".", label=f"after {name}", markersize=size)
     right.plot(profile(initial_params), "k-", linewidth=1, label="before training")
     right.set(
         title="A weight profile (one neuron's sorted weights)", xlabel="rank", ylabel="weight"
@@ -116,6 +112,7 @@ def main():
     optimizers = {
         "Adam": optax.adam(1e-3),
         "LAPerm": p2t.laperm(optax.adam(1e-3), sync_period=20),
+        "SGPerm": p2t.sgperm(key=0),
     }
     results = {
         name: train(name, tx, initial_params, data, steps) for name, tx in optimizers.items()

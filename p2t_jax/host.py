@@ -68,7 +68,7 @@ def _run(kernel: RowsKernel, axes: Sequence[LeafAxes], *operands: Sequence[Array
     leaves: Any = zip(axes, *operands, strict=True)
     for leaf_axes, *leaf in leaves:
         rows = [_rows(array, leaf_axes) for array in leaf]
-        out = np.empty(rows[0].shape, rows[0].dtype)
+        out: Array = np.empty(rows[0].shape, rows[0].dtype)
         results.append(_unrows(out, leaf[0].shape, leaf_axes))
         step = max(1, _BLOCK // max(1, out.shape[1]))
         for start in range(0, len(out), step):
@@ -137,10 +137,12 @@ def _on_device(*flat: jax.Array, function: RowsFunction, axes: Sequence[LeafAxes
 
 
 def _apply(function: RowsFunction, axes: LeafAxes, *leaf: jax.Array) -> jax.Array:
+    # Explicit mesh axes: no operation may mix shardings, or sort along a split axis. XLA takes care
+    # of all others.
     sharding: Any = jax.typeof(leaf[0]).sharding
     spec = PartitionSpec(*(None if i in axes else s for i, s in enumerate(sharding.spec)))
-    split = spec != sharding.spec  # along explicit mesh axes: XLA takes care of all others
-    if split:
+    explicit = any(jax.typeof(array).sharding.spec != spec for array in leaf)
+    if explicit:
         leaf = tuple(jax.reshard(array, NamedSharding(sharding.mesh, spec)) for array in leaf)
     last = tuple(range(-len(axes), 0))
     moved = [jnp.moveaxis(array, axes, last) for array in leaf]
@@ -148,7 +150,7 @@ def _apply(function: RowsFunction, axes: LeafAxes, *leaf: jax.Array) -> jax.Arra
     n = math.prod(shape[-len(axes) :])
     rows = [array.reshape(*shape[: -len(axes)], n) for array in moved]
     out = jnp.moveaxis(function(*rows).reshape(shape), last, axes)
-    return jax.reshard(out, sharding) if split else out
+    return jax.reshard(out, sharding) if explicit else out
 
 
 def _across_devices(
@@ -217,14 +219,15 @@ def _lower(
         return mlir.lower_fun(way, multiple_results=True)(ctx, *args)
 
     # Numba compiles for dtypes when it first meets them: let that be now, not in the first step.
-    for avals in set(zip(*_groups([aval.dtype for aval in ctx.avals_in], axes), strict=True)):
-        kernel(*(np.ones((1, 1), dtype) for dtype in (*avals, avals[0])))
+    avals: Any = (ctx.avals_in, ctx.avals_out)
+    for dtypes in set(zip(*_groups([aval.dtype for aval in avals[0]], axes), strict=True)):
+        kernel(*(np.ones((1, 1), dtype) for dtype in (*dtypes, dtypes[0])))
 
     def callback(*flat: Array) -> list[Array]:
         return _run(kernel, axes, *_groups(flat, axes))
 
     results, _, _ = mlir.emit_python_callback(
-        ctx, callback, None, args, ctx.avals_in, ctx.avals_out, has_side_effect=False
+        ctx, callback, None, args, *avals, has_side_effect=False
     )
     return results
 

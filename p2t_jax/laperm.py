@@ -5,19 +5,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from optax._src.base import NO_PARAMS_MSG  # Optax shows it nowhere else.
 
-from p2t_jax import ranking
-from p2t_jax.vectors import (
-    Remembered,
-    VectorSpec,
-    check_not_empty,
-    flax_vectors,
-    matching_leaves,
-    vector_axes,
-)
+from p2t_jax import checks, ranking
+from p2t_jax.vectors import Remembered, VectorSpec, flax_vectors, vector_axes
 
 SyncPeriod: TypeAlias = jax.typing.ArrayLike | Callable[[Any], jax.typing.ArrayLike]
 
@@ -138,7 +130,7 @@ def synchronize(
     _check_period(sync_period(0) if callable(sync_period) else sync_period)
 
     def init_fn(params: optax.Params) -> SynchronizeState:
-        check_not_empty(params)
+        checks.not_empty(params)
         axes = vector_axes(vectors, params)
         leaves = jax.tree.leaves(params)
         return SynchronizeState(
@@ -159,8 +151,8 @@ def synchronize(
             raise ValueError(NO_PARAMS_MSG)
         axes = vector_axes(vectors, params)
         leaves = jax.tree.leaves(params)
-        theta_sorted = matching_leaves(state.theta_sorted, params, "state")
-        delta = matching_leaves(updates, params, "updates")
+        theta_sorted = checks.matching_leaves("state", state.theta_sorted, params, dtypes=True)
+        delta = checks.matching_leaves("updates", updates, params)
 
         k = sync_period(state.sync_step) if callable(sync_period) else sync_period
         _check_period(k)
@@ -173,7 +165,10 @@ def synchronize(
         dtypes = [jnp.result_type(leaves[i], delta[i]) for i in where]
 
         def look_ahead(delta: list[jax.Array]) -> list[jax.Array]:
-            return [jnp.asarray(u, dtype) for u, dtype in zip(delta, dtypes, strict=True)]
+            return [
+                _as_if_with(w, jnp.asarray(u, dtype))
+                for u, w, dtype in zip(delta, theta, dtypes, strict=True)
+            ]
 
         def permute(delta: list[jax.Array]) -> list[jax.Array]:
             phi = optax.apply_updates(theta, delta)
@@ -197,16 +192,21 @@ def synchronize(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _as_if_with(w: jax.Array, u: jax.Array) -> jax.Array:
+    """`u`, sharded or varying over the mesh axes that `w` is, as both branches of a `cond` must be.
+
+    Replicated updates of sharded parameters are the ones that need it.
+    """
+    ours: Any = jax.typeof(u).sharding
+    theirs: Any = jax.typeof(w).sharding
+    if ours.spec != theirs.spec and not any(ours.spec):  # along explicit mesh axes
+        u = jax.reshard(u, theirs)
+    return jnp.where(True, u, w.astype(u.dtype))  # in a shard_map
+
+
 def _check_period(k: Any) -> None:
-    """Refuses a k that is no number of mini-batches; of a traced one, only type and shape show."""
-    if isinstance(k, bool) or not isinstance(k, int | float | np.generic | np.ndarray | jax.Array):
-        raise TypeError(f"sync_period: give a number of steps or a schedule of it, not {k!r}.")
-    if jnp.ndim(k) or not jnp.issubdtype(jnp.result_type(k), jnp.number):
-        raise ValueError(
-            f"sync_period: give one real number, not an array of shape {jnp.shape(k)} and dtype "
-            f"{jnp.result_type(k)}."
-        )
-    if not isinstance(k, jax.core.Tracer) and not float(k) >= 1:
+    value = checks.real_scalar("sync_period", k)
+    if value is not None and not value >= 1:
         raise ValueError(f"sync_period: weights are synchronized every 1 or more steps, not {k}.")
 
 

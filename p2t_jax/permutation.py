@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from p2t_jax import host, ranking
+from p2t_jax import checks, host, ranking
 from p2t_jax.laperm import SynchronizeState
 from p2t_jax.sgperm import CyclePermutationState
-from p2t_jax.vectors import VectorSpec, flax_vectors, matching_leaves, path_names, vector_axes
+from p2t_jax.vectors import VectorSpec, flax_vectors, path_names, vector_axes
 
 
 def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params:
@@ -67,14 +67,16 @@ def _permuted(
     state: SynchronizeState | CyclePermutationState, leaves: dict[Any, Any]
 ) -> dict[Any, Any]:
     """The weight vectors among `leaves`, by path, that this state knows."""
-    is_laperm = isinstance(state, SynchronizeState)
-    (step,) = jax.tree.leaves(state.sync_step if is_laperm else state.sgperm_step)
+    if isinstance(state, SynchronizeState):
+        step, weights = state.sync_step, state.theta_sorted
+    else:
+        step, weights = state.sgperm_step, state.theta
+    (step,) = jax.tree.leaves(step)  # flax.nnx puts arrays in boxes
     if jnp.ndim(step):
         raise ValueError(
             f"state: its step has shape {jnp.shape(step)}, so it is that of an ensemble or of "
             "replicas: use jax.vmap(p2t_jax.permuted_params)(state, params)."
         )
-    weights = state.theta_sorted if is_laperm else state.theta
     axes, theta = {}, {}
     for (key_path, w), leaf_axes in zip(
         jax.tree_util.tree_leaves_with_path(weights),
@@ -84,14 +86,10 @@ def _permuted(
         path = path_names(key_path)
         leaf = leaves.get(path)
         if leaf is None or (leaf.shape, leaf.dtype) != (w.shape, w.dtype):
-            given = "nothing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
-            raise ValueError(
-                f"state: it belongs to other parameters: it has {w.dtype}{list(w.shape)} for "
-                f"{'/'.join(path) or 'the root of the tree'}, where params has {given}."
-            )
+            raise checks.other_parameters("state", path, w, leaf)
         if leaf_axes is not None:
             axes[path], theta[path] = leaf_axes, w
-    if not is_laperm:
+    if isinstance(state, CyclePermutationState):
         return theta
     phi = [jnp.asarray(leaves[path]) for path in theta]
     permuted = ranking.synchronize(list(axes.values()), phi, list(theta.values()))
@@ -128,7 +126,7 @@ def is_permutation(
     """
     axes = vector_axes(vectors, params)
     now = jax.tree.leaves(params)
-    then = matching_leaves(initial_params, params, "initial_params")
+    then = checks.matching_leaves("initial_params", initial_params, params)
     where = {i: leaf_axes for i, leaf_axes in enumerate(axes) if leaf_axes is not None}
     if any(now[i].dtype != then[i].dtype for i in where):
         return jnp.array(False)

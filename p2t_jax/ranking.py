@@ -53,15 +53,31 @@ def _synchronize_kernel(*rows: Any) -> None:
     rank.synchronize_rows(*rows)
 
 
+def _key(w: jax.Array) -> jax.Array:
+    """The bits of floats as unsigned integers of the same order; -0.0 is 0.0, NaN is last.
+
+    Devices do not agree on comparing floats: XLA takes denormal ones for zeros on CPUs. On integers
+    all agree.
+    """
+    size = 8 * w.dtype.itemsize
+    bits = jax.lax.bitcast_convert_type(w, f"uint{size}")
+    infinity = jax.lax.bitcast_convert_type(jnp.array(jnp.inf, w.dtype), bits.dtype)
+    sign = jnp.array(1 << (size - 1), bits.dtype)
+    magnitude = bits & ~sign
+    key = jnp.where(bits >= sign, ~bits, bits | sign)
+    key = jnp.where(magnitude > infinity, ~jnp.zeros((), bits.dtype), key)
+    return jnp.where(magnitude == 0, sign, key)
+
+
 def _sort(w: jax.Array) -> jax.Array:
-    return jnp.sort(w, stable=True)
+    return jax.lax.sort((_key(w), w), num_keys=1, is_stable=True)[1]
 
 
 def _synchronize(phi: jax.Array, theta_sorted: jax.Array) -> jax.Array:
-    def one(phi: jax.Array, theta_sorted: jax.Array) -> jax.Array:
-        order = jnp.argsort(phi, stable=True)
+    def one(key: jax.Array, theta_sorted: jax.Array) -> jax.Array:
+        order = jnp.argsort(key, stable=True)
         return theta_sorted.at[order].set(theta_sorted, unique_indices=True)
 
     for _ in range(phi.ndim - 1):
         one = jax.vmap(one)
-    return one(phi, theta_sorted)
+    return one(_key(phi), theta_sorted)

@@ -9,15 +9,8 @@ import numpy as np
 import optax
 from optax._src.base import NO_PARAMS_MSG  # Optax shows it nowhere else.
 
-from p2t_jax import host
-from p2t_jax.vectors import (
-    Remembered,
-    VectorSpec,
-    check_not_empty,
-    flax_vectors,
-    matching_leaves,
-    vector_axes,
-)
+from p2t_jax import checks, host
+from p2t_jax.vectors import Remembered, VectorSpec, flax_vectors, vector_axes
 
 Priority: TypeAlias = Literal["nearest", "farthest", "random"]
 
@@ -168,7 +161,7 @@ def cycle_permutation(
         _check_ratio(name, value(0) if callable(value) else value)
 
     def init_fn(params: optax.Params) -> CyclePermutationState:
-        check_not_empty(params)
+        checks.not_empty(params)
         vector_axes(vectors, params)
         return CyclePermutationState(
             sgperm_step=jnp.zeros((), jnp.int32),
@@ -188,8 +181,8 @@ def cycle_permutation(
             raise ValueError(NO_PARAMS_MSG)
         axes = vector_axes(vectors, params)
         leaves = jax.tree.leaves(params)
-        theta = matching_leaves(state.theta, params, "state")
-        delta = matching_leaves(updates, params, "updates")
+        theta = checks.matching_leaves("state", state.theta, params, dtypes=True)
+        delta = checks.matching_leaves("updates", updates, params)
 
         alpha = _value("aggressiveness", aggressiveness, state.sgperm_step)
         lambda_ = _value("partition_ratio", partition_ratio, state.sgperm_step)
@@ -343,18 +336,10 @@ def _raw_key(key: Any) -> jax.Array:
     return jax.random.bits(key, (2,), jnp.uint32)
 
 
-def _check_ratio(name: str, value: Any) -> None:
-    """Refuses what is no ratio; of a traced one, only type and shape show."""
-    number = int | float | np.generic | np.ndarray | jax.Array
-    if isinstance(value, bool) or not isinstance(value, number):
-        raise TypeError(f"{name}: give a number in (0, 1] or a schedule of it, not {value!r}.")
-    if jnp.ndim(value) or not jnp.issubdtype(jnp.result_type(value), jnp.number):
-        raise ValueError(
-            f"{name}: give one real number, not an array of shape {jnp.shape(value)} and dtype "
-            f"{jnp.result_type(value)}."
-        )
-    if not isinstance(value, jax.core.Tracer) and not 0 < float(value) <= 1:
-        raise ValueError(f"{name}: it must be in (0, 1], and is {value}.")
+def _check_ratio(name: str, ratio: Any) -> None:
+    value = checks.real_scalar(name, ratio)
+    if value is not None and not 0 < value <= 1:
+        raise ValueError(f"{name}: it must be in (0, 1], and is {ratio}.")
 
 
 def _value(name: str, hyperparameter: Any, step: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ a vector runs, every other axis enumerates vectors, and `None` leaves a paramete
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -299,6 +300,12 @@ class Remembered:
         self.spec = spec
         leaves, treedef = jax.tree.flatten(spec, is_leaf=lambda node: node is None)
         self._key = (tuple(leaves), treedef)
+        # Flax's own checkpoints know no static nodes, and nobody else could tell them.
+        flax = sys.modules.get("flax.serialization")
+        if flax is not None:
+            flax.register_serialization_state(
+                Remembered, lambda node: {}, lambda node, _: node, override=True
+            )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Remembered) and self._key == other._key
@@ -308,48 +315,6 @@ class Remembered:
 
     def __repr__(self) -> str:
         return f"Remembered({getattr(self.spec, '__name__', self.spec)})"
-
-
-def matching_leaves(tree: Any, params: Any, name: str) -> list[Any]:
-    """The leaves of a tree that mirrors `params`, in the order of `jax.tree.leaves(params)`.
-
-    Args:
-        tree: a tree of the structure and shapes of `params`.
-        params: the parameters.
-        name: the argument that `tree` came in, for the error.
-
-    Returns:
-        As many leaves as `params` has.
-
-    Raises:
-        ValueError: If structure or shapes differ.
-    """
-    treedef: Any = jax.tree.structure(params)
-    try:
-        leaves: list[Any] = treedef.flatten_up_to(tree)
-    except ValueError as error:
-        raise ValueError(f"{name}: it belongs to other parameters: {error}") from None
-    for (key_path, leaf), other in zip(
-        jax.tree_util.tree_leaves_with_path(params), leaves, strict=True
-    ):
-        if other is not None and np.shape(leaf) != np.shape(other):
-            raise ValueError(
-                f"{name}: it belongs to other parameters: {_show(path_names(key_path))} has shape "
-                f"{np.shape(leaf)} in params, {np.shape(other)} there."
-            )
-    return leaves
-
-
-def check_not_empty(params: Any) -> None:
-    """Refuses a tree of empty containers with a ValueError."""
-
-    # Optax puts leafless nodes of its own in place of parameters (`MaskedNode`, the placeholder of
-    # `optax.tree.map_params`): they stand for something, a tree of empty containers does not.
-    def stands_for_something(node: Any) -> bool:
-        return node is not None and type(node) not in (dict, list, tuple)
-
-    if not jax.tree.leaves(params, is_leaf=stands_for_something):
-        raise ValueError(f"params: there are no parameters in {params!r}.")
 
 
 def _pair(spec: Any, tree: Any, at: tuple[Any, ...]) -> Iterator[tuple[Any, Any, Any]]:

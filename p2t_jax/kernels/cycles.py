@@ -10,10 +10,15 @@ Section 2.4 stores every permissibility subgraph and searches it in cubic time. 
 So adj_x is never stored. Its foremost vertex is the nearest one *still there*: a neighbour of x in
 a linked list of the sorted subset.
 
+The order of the roots does not matter either. The search follows x -> f(x), the foremost target of
+x still there, and deletes a vertex without f or a cycle of f. Either leaves every other cycle of f
+as it is, so all of them are found in any order: these are the Top Trading Cycles of Shapley and
+Scarf (1974). Hence abs(r), by which Section 2.2 orders the roots, has no influence on the
+permutation, only the sign of r has. The kernel takes the roots by weight, which needs no sorting.
+
 What the paper leaves open is decided as follows (`tests/reference_sgperm.py` spells it out):
 
 - All arithmetic is float64. u is l + (alpha * A), rounded after each operation.
-- Roots go by descending abs(r), the lower index first among equals.
 - A foremost target that is on the path from the root closes a cycle there and then.
 - Among targets equally far from x the lighter side comes first; on one side, nearest first goes
   away from x and farthest first towards x, in the order by (weight, index).
@@ -46,7 +51,7 @@ _VERTEX = np.dtype(
     [
         ("w", np.float64),
         ("r", np.float64),
-        ("index", np.uint32),  # Its place in the row.
+        ("member", np.uint32),  # Its place among the members of the subset.
         (
             "lighter",
             np.uint32,
@@ -127,11 +132,9 @@ def search_rows(
     largest = (n + subsets - 1) // subsets
     label, member, end = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(subsets, np.int32)
     width = (largest + 15) // 16 * 16  # Whole SIMD registers.
-    key_w, key_r = np.empty(width, weights.dtype), np.empty(width, recommendations.dtype)
-    slot, place = np.empty(width, np.int32), np.empty(width, np.int32)
-    tied = np.empty(width, np.int32)
-    graph = np.empty(largest + 2, _VERTEX)
-    roots, path = np.empty(largest, np.uint32), np.empty(largest, np.uint32)
+    key, rank = np.empty(width, weights.dtype), np.empty(width, np.int32)
+    graph, path = np.empty(largest + 2, _VERTEX), np.empty(largest, np.uint32)
+    target = np.empty(width, np.int32)
     for row in range(rows):
         w, r, row_source = weights[row], recommendations[row], source[row]
         for x in range(n):
@@ -141,21 +144,26 @@ def search_rows(
         step = alpha * _value_range(w)
         if not 0 < step < np.inf:
             continue
-        state = row_state(seed, row_ids[row])
-        partition(state, subsets, label)
+        partition(seed, row_ids[row], subsets, label)
         _group(label, member, end)
-        start = 0
+        state = _row_state(seed, row_ids[row])
         for p in range(subsets):
+            start = end[p - 1] if p > 0 else 0
             members = member[start : end[p]]
-            start = end[p]
             m = members.size
             if m < 2:
-                continue
-            _fill(key_w, key_r, w, r, members)
-            _rank(key_w, m, slot, tied)
-            _rank(key_r, m, place, tied)
-            lower = _lay_out(graph, roots, w, r, members, slot, place)
-            _find_cycles(graph, m, roots, path, lower, lower + step, priority, state, row_source)
+                break
+            for k in range(m):
+                key[k] = w[members[k]]
+            key[m:] = np.inf
+            _rank(key, m, rank, target)
+            lower = _lay_out(graph, rank, key, r, members)
+            for k in range(m):
+                target[k] = k
+            fresh = state + np.uint64(n + 1 + start) * _GOLDEN
+            _find_cycles(graph, m, path, lower, lower + step, priority, fresh, target)
+            for k in range(m):
+                row_source[members[k]] = members[target[k]]
 
 
 @_jit
@@ -181,7 +189,7 @@ def _mix(z: np.uint64) -> np.uint64:
 
 
 @_jit
-def row_state(seed: _Array, row_id: _Int) -> np.uint64:
+def _row_state(seed: _Array, row_id: _Int) -> np.uint64:
     """State of a row's own splitmix64 stream: a hash of the seed's words and the row's id."""
     h = np.uint64(0)
     for word in seed:
@@ -197,17 +205,19 @@ def _draw(state: np.uint64, k: _Int, n: _Int) -> _Int:
 
 
 @_jit
-def partition(state: np.uint64, subsets: int, label: _Array) -> None:
+def partition(seed: _Array, row_id: _Int, subsets: _Int, label: _Array) -> None:
     """Deal the weights of a vector into subsets at random (Section 2.1.4).
 
     Fisher-Yates, inside out, on 0, ..., subsets - 1, 0, ..., subsets - 1, 0, ..., so that sizes
     differ by at most one. It uses up the numbers 1 to n of the stream.
 
     Args:
-      state: From `row_state`.
+      seed: As for `search_rows`.
+      row_id: The row's.
       subsets: Their number.
       label: Written: the subset of each weight.
     """
+    state = _row_state(seed, row_id)
     dealt = 0
     for x in range(label.size):
         y = _draw(state, x + 1, x + 1)
@@ -237,19 +247,6 @@ def _value_range(w: _Array) -> float:
             return np.nan
         low, high = min(low, x), max(high, x)
     return np.float64(high) - np.float64(low)
-
-
-@_jit
-def _fill(key_w: _Array, key_r: _Array, w: _Array, r: _Array, members: _Array) -> None:
-    """Keys that order the vertices (by weight) and the roots (by abs(r), NaN last) of a subset."""
-    m = members.size
-    for k in range(m):
-        key_w[k] = w[members[k]]
-        key_r[k] = -abs(r[members[k]])
-        if np.isnan(key_r[k]):
-            key_r[k] = 1
-    key_w[m:] = np.inf
-    key_r[m:] = np.inf
 
 
 @_jit
@@ -307,20 +304,17 @@ def _radix_rank(key: _Array, m: _Int, rank: _Array) -> None:
 
 
 @_jit
-def _lay_out(
-    g: _Array, roots: _Array, w: _Array, r: _Array, members: _Array, slot: _Array, place: _Array
-) -> float:
-    """Put the vertices in their slots and the roots in order; l of Section 2.1.4 is returned."""
+def _lay_out(g: _Array, rank: _Array, w: _Array, r: _Array, members: _Array) -> float:
+    """Put the members of a subset in their slots; return l (Section 2.1.4)."""
     m = members.size
     g[0].w, g[m + 1].w = -np.inf, np.inf
     g[0].depth = g[m + 1].depth = 0
     held = False
     for k in range(m):
-        x, y = slot[k] + 1, members[k]
-        g[x].w, g[x].r, g[x].index = w[y], r[y], y
+        x = rank[k] + 1
+        g[x].w, g[x].r, g[x].member = w[k], r[members[k]], k
         g[x].lighter, g[x].heavier, g[x].depth = x - 1, x + 1, 0
-        roots[place[k]] = x
-        held |= np.isnan(r[y])
+        held |= np.isnan(r[members[k]])
     if held:
         for x in range(1, m + 1):
             if np.isnan(g[x].r):
@@ -372,10 +366,16 @@ def _reach(g: _Array, x: _Int, end: _Int, bound: float) -> _Int:
 
 
 @_jit
-def _gap(g: _Array, m: _Int, x: _Int, lower: float) -> tuple[_Int, _Int]:
+def _gap(g: _Array, m: _Int, x: _Int, lower: float) -> tuple[Any, Any]:
     """The last slot before and the first slot behind those no farther from x than l."""
+    before: Any = np.int64(x) - 1
+    behind: Any = np.int64(x) + 1
     above = np.nextafter(lower, np.inf)
-    return _reach(g, x, 0, above) - 1, _reach(g, x, m + 1, above) + 1
+    if g[x].w - g[before].w <= lower:
+        before = _reach(g, x, 0, above) - 1
+    if g[behind].w - g[x].w <= lower:
+        behind = _reach(g, x, m + 1, above) + 1
+    return before, behind
 
 
 @_jit
@@ -411,9 +411,7 @@ def _farthest(g: _Array, m: _Int, x: _Int, lower: float, upper: float) -> np.uin
 
 
 @_jit
-def _random(
-    g: _Array, m: _Int, x: _Int, lower: float, upper: float, state: np.uint64, n: _Int
-) -> np.uint32:
+def _random(g: _Array, m: _Int, x: _Int, lower: float, upper: float, state: np.uint64) -> np.uint32:
     last, first = gap = _gap(g, m, x, lower)
     lighter = heavier = 0
     if g[x].r >= 0:
@@ -422,7 +420,7 @@ def _random(
     if g[x].r <= 0:
         last = _reach(g, x, m + 1, upper)
         heavier = max(0, last + 1 - gap[1])
-    k = _draw(state, n + 1 + np.int64(g[x].index), lighter + heavier)
+    k = _draw(state, g[x].member, lighter + heavier)
     z = first + k if k < lighter else gap[1] + k - lighter
     for _ in range(2):  # From the entrance on, then from the beginning.
         y = _right(g, z)
@@ -438,31 +436,29 @@ def _random(
 def _find_cycles(
     g: _Array,
     m: _Int,
-    roots: _Array,
     path: _Array,
     lower: float,
     upper: float,
     priority: int,
     state: np.uint64,
-    source: _Array,
+    target: _Array,
 ) -> None:
     """Depth-first search for disjoint cycles (Section 2.2).
 
-    After a cycle the paper starts again from the largest abs(r) left. Unless the root was on the
-    cycle, that is the root, and the path is the same up to where the cycle began: go on from there.
+    After a cycle the paper starts again, from a root. If that is the same one, the path is the same
+    up to where the cycle began; and as the order of the roots does not matter: go on from there.
     """
-    for k in range(m):
-        x = roots[k]
-        if g[x].depth == _DELETED:
+    for root in range(1, m + 1):
+        if g[root].depth == _DELETED:
             continue
-        path[0] = x
-        g[x].depth = depth = 1
+        path[0] = root
+        g[root].depth = depth = 1
         while depth > 0:
             x = path[depth - 1]
             if priority == FARTHEST:
                 y = _farthest(g, m, x, lower, upper)
             elif priority == RANDOM:
-                y = _random(g, m, x, lower, upper, state, source.size)
+                y = _random(g, m, x, lower, upper, state)
             elif lower > 0:
                 y = _nearest(g, m, x, lower, upper, False)
             else:
@@ -479,6 +475,6 @@ def _find_cycles(
                 while depth > start:
                     depth -= 1
                     x = path[depth]
-                    source[g[x].index] = g[y].index
+                    target[g[x].member] = g[y].member
                     _delete(g, x)
                     y = x

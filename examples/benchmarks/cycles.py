@@ -1,0 +1,195 @@
+"""SGPerm's cycle search beside a sort of the same rows and beside a search of explicit graphs.
+
+    python examples/benchmarks/cycles.py [--short]
+
+All ratios come from this one run; every time is the least of several, taken in turns. Besides the
+kernel (`p2t_jax.kernels.cycles`) there are two yardsticks, both on one thread:
+
+- `np.argsort` of the same rows: the least that a search which orders its weights must cost;
+- Section 2.4 taken by its word, in Numba as well: adjacency lists built and sorted for every
+  subset, and a depth-first search that starts afresh after every cycle.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+
+from p2t_jax.kernels import cycles
+
+SEED = np.array([0, 1], np.uint32)
+NETWORK = ((500, 784), (300, 500), (10, 300))  # Weight vectors of 784-500-300-10, as rows.
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@numba.njit(nogil=True, cache=True)
+def _explicit_subset(w, r, subset, alpha, source):
+    m = subset.size
+    lower = np.inf
+    for a in range(m):
+        for b in range(a):
+            lower = min(lower, abs(np.float64(w[subset[a]]) - w[subset[b]]))
+    upper = lower + alpha * (np.float64(w.max()) - np.float64(w.min()))
+    # Section 2.4: "allocating a 2d array (vertex x adjacency list)".
+    adjacency, degree = np.empty((m, m), np.int32), np.zeros(m, np.int32)
+    distance = np.empty(m)
+    for a in range(m):
+        x = subset[a]
+        for b in range(m):
+            step = np.float64(w[x]) - w[subset[b]]
+            if a == b or r[x] * step < 0 or not lower < abs(step) < upper:
+                continue
+            k = degree[a]  # Nearest first: insert.
+            while k > 0 and distance[k - 1] > abs(step):
+                distance[k], adjacency[a, k] = distance[k - 1], adjacency[a, k - 1]
+                k -= 1
+            distance[k], adjacency[a, k] = abs(step), b
+            degree[a] += 1
+    order = np.argsort(-np.abs(r[subset]), kind="mergesort")
+    memorized, visited = np.zeros(m, np.bool_), np.full(m, -1)
+    depth, path, edge = np.full(m, -1), np.empty(m, np.int64), np.empty(m, np.int64)
+    searches = first = 0
+    while first < m:
+        start = order[first]
+        if memorized[start]:
+            first += 1
+            continue
+        path[0], edge[0], depth[start], visited[start] = start, 0, 0, searches
+        top, found = 0, -1
+        while top >= 0 and found < 0:
+            a = path[top]
+            if edge[top] == degree[a]:
+                depth[a] = -1
+                top -= 1
+                continue
+            b = adjacency[a, edge[top]]
+            edge[top] += 1
+            if memorized[b]:
+                continue
+            if depth[b] >= 0:
+                found = depth[b]
+            elif visited[b] != searches:
+                top += 1
+                path[top], edge[top], depth[b], visited[b] = b, 0, top, searches
+        if found < 0:
+            memorized[start] = True
+        for k in range(top + 1):
+            depth[path[k]] = -1
+            if found >= 0 and k >= found:
+                memorized[path[k]] = True
+                source[subset[path[k]]] = subset[path[k + 1 if k < top else found]]
+        searches += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def explicit_search(weights, recommendations, alpha, subsets, seed, row_ids, source):
+    """Sections 2.1, 2.2 and 2.4 with stored graphs: the permutations of `cycles.search_rows`."""
+    n = weights.shape[1]
+    label = np.empty(n, np.int32)
+    for row in range(weights.shape[0]):
+        source[row] = np.arange(n)
+        cycles.partition(seed, row_ids[row], subsets, label)
+        for p in range(subsets):
+            subset = np.flatnonzero(label == p)
+            if subset.size > 1:
+                w, r = weights[row], recommendations[row]
+                _explicit_subset(w, r, subset, alpha, source[row])
+
+
+def make_rows(rows: int, n: int) -> Rows:
+    """Normal weights and recommendations, 15 % of the latter zero, and room for the result."""
+    rng = np.random.default_rng([rows, n])
+    w, r = rng.standard_normal((2, rows, n)).astype(np.float32)
+    r[rng.random(r.shape) < 0.15] = 0
+    return w, r, np.empty(w.shape, np.int32)
+
+
+def search(rows: Rows, partition_ratio: float = 0.05, alpha: float = 0.07, first: int = 0) -> None:
+    w, r, source = rows
+    ids = np.arange(first, first + len(w))
+    subsets = cycles.subset_count(partition_ratio)
+    cycles.search_rows(w, r, alpha, subsets, SEED, ids, cycles.NEAREST, source)
+
+
+def least_times(repeats: int, *tasks: Callable[[], object]) -> list[float]:
+    for task in tasks:
+        task()
+    least = [float("inf")] * len(tasks)
+    for _ in range(repeats):
+        for k, task in enumerate(tasks):
+            start = time.perf_counter()
+            task()
+            least[k] = min(least[k], time.perf_counter() - start)
+    return least
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="fewer repeats and lengths")
+    short = parser.parse_args().short
+    repeats = 5 if short else 25
+
+    layers = [make_rows(*shape) for shape in NETWORK]
+    size = sum(w.size for w, _, _ in layers)
+
+    def search_network() -> None:
+        for rows in layers:
+            search(rows)
+
+    def sort_network() -> None:
+        for w, _, _ in layers:
+            np.argsort(w, axis=-1)
+
+    pool = ThreadPoolExecutor(2)
+
+    def search_network_on_two_threads() -> None:
+        blocks = []
+        for rows in layers:
+            half = len(rows[0]) // 2
+            blocks.append(pool.submit(search, tuple(a[:half] for a in rows)))
+            blocks.append(pool.submit(search, tuple(a[half:] for a in rows), first=half))
+        for block in blocks:
+            block.result()
+
+    searched, two, ranked = least_times(
+        repeats, search_network, search_network_on_two_threads, sort_network
+    )
+    print(f"784-500-300-10: {size:,} weights, lambda 0.05, alpha 0.07, nearest first")
+    print(f"  np.argsort           {ranked / size * 1e9:6.1f} ns a weight")
+    print(f"  search, one thread   {searched / size * 1e9:6.1f} ns a weight", end="")
+    print(f"   {searched / ranked:5.2f} x np.argsort")
+    print(f"  search, two threads  {two / size * 1e9:6.1f} ns a weight", end="")
+    print(f"   {searched / two:5.2f} x one thread")
+
+    print("\nby length of the vector, lambda 0.05, alpha 0.07")
+    thousand = 0.0
+    for n in (10**3, 10**6) if short else (10**3, 10**4, 10**5, 10**6):
+        rows = make_rows(max(1, 200_000 // n), n)
+        one = least_times(max(3, repeats // 3), lambda rows=rows: search(rows))[0]
+        one /= rows[0].size
+        thousand = thousand or one
+        print(f"  {n:>9,}  {one * 1e9:6.1f} ns a weight  {one / thousand:5.2f} x that at 1,000")
+
+    print("\nexplicit graphs, by length of the vector, lambda 0.1, alpha 0.15")
+    for n in (784, 1568) if short else (784, 1568, 3136, 6272):
+        rows = make_rows(max(1, 784 * 16 // n), n)
+        w, r, source = rows
+        graphs, ids = np.empty_like(source), np.arange(len(w))
+        kernel, explicit = least_times(
+            max(3, repeats // 3),
+            lambda rows=rows: search(rows, 0.1, 0.15),
+            lambda w=w, r=r, ids=ids, graphs=graphs: explicit_search(
+                w, r, 0.15, cycles.subset_count(0.1), SEED, ids, graphs
+            ),
+        )
+        same = "the same permutations" if np.array_equal(source, graphs) else "OTHER PERMUTATIONS"
+        print(f"  {n:>9,}  {kernel / w.size * 1e9:6.1f} ns a weight", end="")
+        print(f"  {explicit / w.size * 1e9:8.0f} ns  {explicit / kernel:7.1f} x, {same}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What is asked of arguments: real numbers, trees that are not empty, trees that match."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from p2t_jax.vectors import path_names
+
+
+def real_scalar(name: str, value: Any) -> float | None:
+    """The value of a hyperparameter, or None as long as it is traced.
+
+    Args:
+        name: what the argument is called, for the error.
+        value: an int, a float or a scalar array.
+
+    Returns:
+        The value as a float; None for a tracer, of which only type and shape show.
+
+    Raises:
+        TypeError: If it is no real number.
+        ValueError: If it is an array of more than one.
+    """
+    is_array = isinstance(value, np.generic | np.ndarray | jax.Array)
+    if is_array:
+        real = jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)
+    else:
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real:
+        raise TypeError(f"{name}: give a real number or a schedule of one, not {value!r}.")
+    if np.ndim(value):
+        raise ValueError(f"{name}: give a single number, not an array of shape {value.shape}.")
+    return None if isinstance(value, jax.core.Tracer) else float(value)
+
+
+def not_empty(params: Any) -> None:
+    """Refuses a tree of empty containers with a ValueError."""
+
+    # Optax puts leafless nodes of its own in place of parameters (`MaskedNode`, the placeholder of
+    # `optax.tree.map_params`): they stand for something, a tree of empty containers does not.
+    def stands_for_something(node: Any) -> bool:
+        return node is not None and type(node) not in (dict, list, tuple)
+
+    if not jax.tree.leaves(params, is_leaf=stands_for_something):
+        raise ValueError(f"params: there are no parameters in {params!r}.")
+
+
+def matching_leaves(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list[Any]:
+    """The leaves of a tree that mirrors `params`, in the order of `jax.tree.leaves(params)`.
+
+    Args:
+        name: the argument that `tree` came in, for the error.
+        tree: a tree of the structure and shapes of `params`.
+        params: the parameters.
+        dtypes: whether the dtypes must be the same, too.
+
+    Returns:
+        As many leaves as `params` has.
+
+    Raises:
+        ValueError: If structure or shapes differ.
+    """
+    treedef: Any = jax.tree.structure(params)
+    try:
+        leaves: list[Any] = treedef.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(f"{name}: it belongs to other parameters: {error}") from None
+    with_path = jax.tree_util.tree_leaves_with_path(params)
+    for (key_path, leaf), other in zip(with_path, leaves, strict=True):
+        if other is None:
+            continue
+        if np.shape(leaf) != np.shape(other) or (dtypes and leaf.dtype != other.dtype):
+            raise other_parameters(name, path_names(key_path), other, leaf)
+    return leaves
+
+
+def other_parameters(name: str, path: tuple[str, ...], leaf: Any, param: Any) -> ValueError:
+    """The error for a tree whose leaf does not fit the parameter at its place."""
+
+    def show(x: Any) -> str:
+        return "nothing" if x is None else f"{jnp.result_type(x)}{list(np.shape(x))}"
+
+    where = "/".join(path) or "the root of the tree"
+    return ValueError(
+        f"{name}: it belongs to other parameters: it has {show(leaf)} for {where}, where params "
+        f"has {show(param)}."
+    )

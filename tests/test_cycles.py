@@ -224,13 +224,20 @@ def test_a_range_beyond_float64_stays():
 
 
 def test_infinite_recommendations_come_first():
+    # Nearest first, the order of the roots hardly ever matters.
     w, r = random_rows(50, 60)
     infinite = np.random.default_rng(1).random(r.shape) < 0.1
     ordered = np.copysign(1e6 * (60 - np.arange(60, dtype=np.float32)), r)
     unordered = np.copysign(1e-6 * (60 - np.arange(60, dtype=np.float32)), r)
-    first = search(w, np.where(infinite, np.copysign(np.float32(np.inf), r), r), 0.2)
-    assert np.array_equal(first, search(w, np.where(infinite, ordered, r), 0.2))
-    assert not np.array_equal(first, search(w, np.where(infinite, unordered, r), 0.2))
+    first = search(
+        w, np.where(infinite, np.copysign(np.float32(np.inf), r), r), 0.2, priority="farthest"
+    )
+    assert np.array_equal(
+        first, search(w, np.where(infinite, ordered, r), 0.2, priority="farthest")
+    )
+    assert not np.array_equal(
+        first, search(w, np.where(infinite, unordered, r), 0.2, priority="farthest")
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.nan])

@@ -272,7 +272,7 @@ def test_a_state_of_other_parameters_is_refused():
     with pytest.raises(ValueError, match="kernel"):
         p2t.permuted_params(state, params)
     link = p2t.cycle_permutation(0)
-    with pytest.raises(ValueError, match=r"state.*kernel.*\(3, 2\)"):
+    with pytest.raises(ValueError, match=r"state.*kernel.*\[3, 2\]"):
         link.update(params, link.init({"kernel": jnp.ones((4, 2))}), params)
 
 

@@ -14,7 +14,7 @@ The order of the roots does not matter either. The search follows x -> f(x), the
 x still there, and deletes a vertex without f or a cycle of f. Either leaves every other cycle of f
 as it is, so all of them are found in any order: these are the Top Trading Cycles of Shapley and
 Scarf (1974). Hence abs(r), by which Section 2.2 orders the roots, has no influence on the
-permutation, only the sign of r has. The kernel takes the roots by weight, which needs no sorting.
+permutation, only the sign of r has. The kernel takes the roots by weight, as they lie.
 
 What the paper leaves open is decided as follows (`tests/reference_sgperm.py` spells it out):
 
@@ -52,10 +52,7 @@ _VERTEX = np.dtype(
         ("w", np.float64),
         ("r", np.float64),
         ("member", np.uint32),  # Its place among the members of the subset.
-        (
-            "lighter",
-            np.uint32,
-        ),  # The next vertex still there; of a deleted one, a step to it.
+        ("lighter", np.uint32),  # The next vertex still there; if deleted itself, a step to it.
         ("heavier", np.uint32),
         ("depth", np.int32),  # Its place on the path from the root, from 1; 0 if none.
     ],
@@ -64,7 +61,7 @@ _VERTEX = np.dtype(
 _DELETED = -1
 _NONE = np.uint32(0)
 
-_FEW = 384  # Keys up to which counting the smaller ones is faster than a radix sort.
+_FEW = 256  # Keys up to which counting the smaller ones is faster than a radix sort.
 
 # All uint64, for Numba adds uint64 and int64 as float64.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -118,7 +115,7 @@ def search_rows(
 
     Args:
       weights: One weight vector w a row, float32 or float64.
-      recommendations: r, one a weight: the weight should change against its sign.
+      recommendations: r, one a weight, which should change against its sign. Its size is ignored.
       alpha: Aggressiveness.
       subsets: Number of random subsets, see `subset_count`; may exceed that of the weights.
       seed: uint32 words, such as key data, step and parameter number. They and the row's id, and
@@ -152,7 +149,7 @@ def search_rows(
             members = member[start : end[p]]
             m = members.size
             if m < 2:
-                break
+                break  # The others are no larger.
             for k in range(m):
                 key[k] = w[members[k]]
             key[m:] = np.inf
@@ -256,16 +253,11 @@ def _rank(key: _Array, m: _Int, rank: _Array, tied: _Array) -> None:
         _radix_rank(key, m, rank)
         return
     # Count the smaller keys of each: quadratic, but free of branches, and SIMD likes it.
-    for k in range(0, m, 4):
-        key_0, key_1, key_2, key_3 = key[k], key[k + 1], key[k + 2], key[k + 3]
-        rank_0 = rank_1 = rank_2 = rank_3 = np.int32(0)
+    rank[:] = 0
+    for k in range(m):
+        x = key[k]
         for i in range(key.size):
-            x = key[i]
-            rank_0 += np.int32(x < key_0)
-            rank_1 += np.int32(x < key_1)
-            rank_2 += np.int32(x < key_2)
-            rank_3 += np.int32(x < key_3)
-        rank[k], rank[k + 1], rank[k + 2], rank[k + 3] = rank_0, rank_1, rank_2, rank_3
+            rank[i] += np.int32(x < key[i])
     tied[:m] = 0
     for k in range(m):
         first = rank[k]
@@ -445,8 +437,8 @@ def _find_cycles(
 ) -> None:
     """Depth-first search for disjoint cycles (Section 2.2).
 
-    After a cycle the paper starts again, from a root. If that is the same one, the path is the same
-    up to where the cycle began; and as the order of the roots does not matter: go on from there.
+    After a cycle the paper starts again from a root. The path would be the same up to where the
+    cycle began, and the order of the roots does not matter, so the search goes on from there.
     """
     for root in range(1, m + 1):
         if g[root].depth == _DELETED:

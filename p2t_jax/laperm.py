@@ -181,7 +181,11 @@ def synchronize(
             ]
 
         if where:
-            new = jax.lax.cond(_any(synchronizes), permute, look_ahead, [delta[i] for i in where])
+            operands = [delta[i] for i in where]
+            if any(isinstance(x, jax.core.Tracer) for x in [synchronizes, *theta, *operands]):
+                new = jax.lax.cond(_any(synchronizes), permute, look_ahead, operands)
+            else:  # Outside of jit a cond would compile anew in every step.
+                new = permute(operands) if synchronizes else look_ahead(operands)
             for i, u in zip(where, new, strict=True):
                 delta[i] = u
         return jax.tree.unflatten(jax.tree.structure(params), delta), state._replace(

@@ -130,8 +130,9 @@ def cycle_permutation(
 ) -> optax.GradientTransformationExtraArgs:
     r"""The link that SGPerm puts behind an optimizer: updates become permutations.
 
-    The recommendation is :math:`r = -updates`: their sign is the wanted direction, their size the
-    priority. Nothing that changes updates should stand behind it.
+    The recommendation is :math:`r = -updates`. Only its sign counts, the wanted direction: which
+    cycles are found does not depend on where the search starts, so the paper's order of starting by
+    |r| changes nothing. Nothing that changes updates should stand behind it.
 
     Args:
         key: see `sgperm`.

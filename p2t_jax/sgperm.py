@@ -1,5 +1,6 @@
 """SGPerm, stochastic gradient permutation: Algorithm 1 and Section 2 of the paper."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -275,26 +276,27 @@ def _search_kernel(priority: int) -> host.RowsKernel:
         from p2t_jax.kernels import cycles  # `import p2t_jax` does not wait for Numba
 
         w = theta if theta.dtype.itemsize >= 4 else theta.astype(np.float32)
+        bits_dtype = np.dtype(f"u{theta.dtype.itemsize}")  # Numba knows no bfloat16
         source = np.empty(theta.shape, np.int32)
-        source[:] = np.arange(theta.shape[1])
-        # One pair of hyperparameters for all rows, but in an ensemble whose members differ. Rows
-        # that only fill up a device's share have zeros.
+        # One pair of hyperparameters for all rows, but in an ensemble whose members differ.
         pairs = np.concatenate([alpha, lambda_], axis=1)
-        for pair in np.unique(pairs[alpha[:, 0] > 0], axis=0):
-            rows = np.flatnonzero((pairs == pair).all(axis=1))
-            found = source[rows]
+        starts = np.flatnonzero(np.diff(pairs, axis=0).any(axis=1)) + 1
+        for start, end in itertools.pairwise([0, *starts, len(pairs)]):
+            some = slice(start, end)
+            if not alpha[start]:  # rows that only fill up a device's share
+                out[some] = theta[some]
+                continue
             cycles.search_rows(
-                w[rows],
-                r[rows],
-                float(pair[0]),
-                cycles.subset_count(float(pair[1])),
+                w[some],
+                r[some],
+                float(alpha[start, 0]),
+                cycles.subset_count(float(lambda_[start, 0])),
                 np.empty(0, np.uint32),
-                bits[rows, 0].astype(np.int64),
+                bits[some, 0],
                 priority,
-                found,
+                source[some],
             )
-            source[rows] = found
-        out[:] = np.take_along_axis(theta, source, axis=1)
+            cycles.take_rows(theta[some].view(bits_dtype), source[some], out[some].view(bits_dtype))
 
     return kernel
 

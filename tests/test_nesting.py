@@ -17,22 +17,14 @@ from flax.core import freeze
 
 import p2t_jax as p2t
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 KEY = jax.random.key(0)
 PARAMS = {
     "body": {"bias": jnp.zeros(3), "kernel": 0.1 * jax.random.normal(KEY, (5, 3))},
     "head": {"bias": jnp.zeros(2), "kernel": 0.1 * jax.random.normal(KEY, (3, 2))},
 }
 AXES = {"body": {"bias": None, "kernel": (0,)}, "head": {"bias": None, "kernel": (0,)}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is XLA's: let it leave out the expensive passes."""
-    name = "jax_disable_most_optimizations"
-    old = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, old)
 
 
 @functools.cache

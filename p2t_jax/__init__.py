@@ -1,21 +1,57 @@
 """Train neural networks by permuting their weights (Qiu & Suda, 2020)."""
 
+from p2t_jax.codec import pack, unpack
+from p2t_jax.initial import from_profile, kaiming, reinitialize, to_grid
 from p2t_jax.laperm import SynchronizeState, laperm, synchronize
-from p2t_jax.permutation import is_permutation, permuted_params
+from p2t_jax.permutation import (
+    PermutationStatistics,
+    UpdateStatistics,
+    compose_permutations,
+    cycle_labels,
+    cycle_lengths,
+    invert_permutation,
+    is_permutation,
+    permutation_of,
+    permutation_statistics,
+    permuted_params,
+    update_statistics,
+)
+from p2t_jax.profiles import profile_similarity, weight_profiles
 from p2t_jax.sgperm import CyclePermutationState, cycle_permutation, sgperm
+from p2t_jax.sparse import KeepZerosState, keep_zeros, prune
 from p2t_jax.vectors import equinox_vectors, flax_vectors, haiku_vectors, stacked
 
 __all__ = [
     "CyclePermutationState",
+    "KeepZerosState",
+    "PermutationStatistics",
     "SynchronizeState",
+    "UpdateStatistics",
+    "compose_permutations",
+    "cycle_labels",
+    "cycle_lengths",
     "cycle_permutation",
     "equinox_vectors",
     "flax_vectors",
+    "from_profile",
     "haiku_vectors",
+    "invert_permutation",
     "is_permutation",
+    "kaiming",
+    "keep_zeros",
     "laperm",
+    "pack",
+    "permutation_of",
+    "permutation_statistics",
     "permuted_params",
+    "profile_similarity",
+    "prune",
+    "reinitialize",
     "sgperm",
     "stacked",
     "synchronize",
+    "to_grid",
+    "unpack",
+    "update_statistics",
+    "weight_profiles",
 ]

@@ -1,0 +1,443 @@
+"""`pack` and `unpack`: every bit comes back, from few of them, and no bytes do harm."""
+
+import math
+import struct
+import tracemalloc
+import zlib
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+import reference_codec as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+from strategies import arrays
+
+import p2t_jax as p2t
+from p2t_jax import codec
+
+WEIGHTS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+OTHERS = [*WEIGHTS, np.int32, np.uint8, np.bool_, np.complex64, ml_dtypes.float8_e4m3fn]
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def leaves(draw):
+    """(initial leaf, leaf, axes): permuted weight vectors, or anything and None."""
+    shape = tuple(draw(st.lists(st.integers(0, 6), max_size=4)))
+    axes = draw(st.lists(st.sampled_from(range(len(shape))), unique=True)) if shape else []
+    rng = np.random.default_rng(draw(SEEDS))
+    if axes:
+        initial = draw(arrays(shape, draw(st.sampled_from(WEIGHTS))))
+        return initial, permuted(initial, axes, rng), tuple(axes)
+    initial = rng.normal(size=shape).astype(draw(st.sampled_from(OTHERS)))
+    return initial, np.array(initial[..., ::-1]) if shape else initial, None
+
+
+def permuted(initial, axes, rng):
+    """Every weight vector in some other order."""
+    rows = as_rows(initial, axes)
+    moved = np.moveaxis(initial, axes, range(-len(axes), 0))
+    shuffled = rng.permuted(rows, axis=1).view(initial.dtype).reshape(moved.shape)
+    return np.ascontiguousarray(np.moveaxis(shuffled, range(-len(axes), 0), axes))
+
+
+def as_rows(array, axes):
+    """(m, n) rows of bits, the vectors' axes in ascending order."""
+    moved = np.moveaxis(array, sorted(axes), range(-len(axes), 0))
+    n = math.prod(array.shape[axis] for axis in axes)
+    rows = moved.reshape(math.prod(moved.shape[: -len(axes)]), n)
+    return np.ascontiguousarray(rows).view(f"u{array.dtype.itemsize}")
+
+
+def assert_same_bits(tree, expected):
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        assert isinstance(a, type(b))
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def round_trip(params, initial_params, vectors):
+    data = p2t.pack(params, initial_params, vectors=vectors)
+    return p2t.unpack(data, initial_params, vectors=vectors)
+
+
+def network(seed=0, m=7, n=30):
+    """(initial parameters, permuted ones) with pruned weights and a bias."""
+    rng = np.random.default_rng(seed)
+    initial = {
+        "a": {"kernel": rng.normal(size=(n, m)).astype(np.float32), "bias": np.zeros(m)},
+        "b": {"kernel": rng.normal(size=(m, 3)).astype(np.float16)},
+    }
+    initial["a"]["kernel"][::2] = 0
+    params = {
+        "a": {"kernel": permuted(initial["a"]["kernel"], [0], rng), "bias": rng.normal(size=m)},
+        "b": {"kernel": permuted(initial["b"]["kernel"], [0], rng)},
+    }
+    return initial, params
+
+
+class TestRoundTrip:
+    @settings(deadline=None)
+    @given(st.lists(leaves(), max_size=4))
+    def test_numpy_trees_come_back_bit_for_bit(self, triples):
+        initial, params, axes = ([t[i] for t in triples] for i in range(3))
+        assert_same_bits(round_trip(params, initial, axes), params)
+
+    @settings(deadline=None, max_examples=50)
+    @given(st.lists(leaves(), max_size=4))
+    def test_jax_trees_come_back_bit_for_bit(self, triples):
+        with jax.enable_x64(True):
+            initial, params = ([jnp.asarray(t[i]) for t in triples] for i in range(2))
+            assert_same_bits(round_trip(params, initial, [t[2] for t in triples]), params)
+
+    @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 5), (5, 1), (10**6, 1), (1100, 1000)])
+    def test_lengths(self, shape):
+        rng = np.random.default_rng(0)
+        initial = rng.normal(size=shape).astype(np.float32)
+        params = permuted(initial, [0], rng)
+        assert_same_bits(round_trip(params, initial, 0), params)
+
+    def test_zeros_with_signs_and_nans_with_payloads_are_kept_apart(self):
+        bits = np.array([0, 0x80000000, 0x7FC00000, 0x7FC00001, 0xFFC00000, 0, 0], np.uint32)
+        initial = bits.view(np.float32)
+        params = bits[[3, 0, 6, 4, 1, 5, 2]].view(np.float32)
+        assert_same_bits(round_trip(params, initial, 0), params)
+
+    def test_untrained_weights(self):
+        initial, _ = network()
+        assert_same_bits(round_trip(initial, initial, p2t.flax_vectors), initial)
+
+    def test_initial_weights_in_any_order_do(self):
+        initial, params = network()
+        data = p2t.pack(params, initial)
+        assert p2t.pack(params, params) == data
+        assert_same_bits(p2t.unpack(data, params), params)
+
+    def test_the_network_that_laperm_trained(self):
+        initial = {"kernel": jax.random.normal(jax.random.key(0), (20, 5))}
+        tx = p2t.laperm(optax.adam(1e-2), 3)
+        params, state = initial, tx.init(initial)
+        for seed in range(4):
+            grads = {"kernel": jax.random.normal(jax.random.key(seed), (20, 5))}
+            updates, state = tx.update(grads, state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+        with pytest.raises(ValueError, match=r"kernel.*Pack permuted_params"):
+            p2t.pack(params, initial)
+        final = p2t.permuted_params(state, params)
+        assert_same_bits(round_trip(final, initial, p2t.flax_vectors), final)
+
+    @pytest.mark.parametrize("spec", [("x", None), (None, "x"), (), ("x", "y")])
+    def test_sharded_arrays_keep_their_sharding(self, spec):
+        mesh = jax.make_mesh((4, 2), ("x", "y"))
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        initial, params = ({"kernel": tree["a"]["kernel"][:, :4]} for tree in network(m=8, n=32))
+        on_devices = jax.device_put(initial, sharding)
+        data = p2t.pack(jax.device_put(params, sharding), on_devices)
+        result = p2t.unpack(data, on_devices)
+        assert result["kernel"].sharding == sharding
+        assert_same_bits(jax.tree.map(np.asarray, result), params)
+        assert_same_bits(p2t.unpack(data, initial), params)
+
+    def test_uncommitted_arrays_stay_free_to_move(self):
+        initial, params = (jax.tree.map(jnp.asarray, tree) for tree in network())
+        result = round_trip(params, initial, p2t.flax_vectors)
+        assert not any(leaf.committed for leaf in jax.tree.leaves(result))
+
+    def test_numpy_arrays_are_ones_own(self):
+        initial, params = network()
+        data = bytearray(p2t.pack(params, initial))
+        result = p2t.unpack(data, initial)
+        data[:] = bytes(len(data))
+        jax.tree.map(lambda leaf: leaf.__iadd__(1), result)
+        assert_same_bits(p2t.unpack(p2t.pack(params, initial), initial), params)
+
+    def test_any_buffer_of_bytes_will_do(self):
+        initial, params = network()
+        data = p2t.pack(params, initial)
+        for buffer in (bytearray(data), memoryview(data), np.frombuffer(data, np.uint8)):
+            assert_same_bits(p2t.unpack(buffer, initial), params)
+
+
+class TestFormat:
+    """The decoder of tests/reference_codec.py is written from docs/storage.md alone."""
+
+    @settings(deadline=None)
+    @given(st.lists(leaves(), max_size=3), st.integers(1, 40))
+    def test_the_bytes_are_those_of_the_document(self, triples, weights_a_block):
+        initial, params, axes = ([t[i] for t in triples] for i in range(3))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(codec, "_WEIGHTS", weights_a_block)
+            patch.setattr(reference, "WEIGHTS_A_BLOCK", weights_a_block)
+            data = p2t.pack(params, initial, vectors=axes)
+            described = describe(triples)
+            assert data == reference.pack(described)
+            for leaf, content in zip(described, reference.unpack(data, described), strict=True):
+                assert content == leaf.get("rows", leaf.get("raw"))
+
+    def test_a_carry_runs_through_full_words(self):
+        # The rows whose code is just above a round number: on the way to it lie the words
+        # 0xFFFFFFFF, which a carry turns to zero in the end.
+        first = list(range(1000, 1100))
+        for length in range(60, 80):
+            words = [12345, 0, 0, 0, 7, *range(1, length)]
+            try:
+                rows = reference.decode([first] * 4, words)
+                break
+            except (AssertionError, IndexError):
+                continue
+        assert self.code(first, rows)[:4] == (12345, 0, 0, 0)
+
+    def test_a_carry_out_of_the_last_word(self):
+        first = [1, 2]
+        rows = reference.decode([first] * 63, [12345, 0])
+        assert self.code(first, rows) == (12345, 0)  # rounded up from 12344 and almost 2^32
+
+    def code(self, first, rows):
+        """The words of the code of float32 rows, if the reference agrees."""
+        initial = np.array([first] * len(rows), np.uint32).view(np.float32)
+        params = np.array(rows, np.uint32).view(np.float32)
+        data = p2t.pack(params, initial, vectors=1)
+        assert data == reference.pack(describe([(initial, params, (1,))], paths=[[]]))
+        assert_same_bits(p2t.unpack(data, initial, vectors=1), params)
+        return struct.unpack_from(f"<{len(data) // 4 - 7}I", data, 24)
+
+    def test_the_fingerprint_is_of_names_dtypes_shapes_and_axes(self):
+        initial = {"b": {"kernel": np.zeros((2, 3), np.float32)}, "a": np.zeros(4, np.int8)}
+        data = p2t.pack(initial, initial)
+        text = b'[[["a"],"int8",[4],null],[["b","kernel"],"float32",[2,3],[0]]]'
+        assert data[:16] == struct.pack("<3sBQI", b"P2T", 1, len(data), zlib.crc32(text))
+
+
+def describe(triples, paths=None):
+    described = []
+    for i, (initial, params, axes) in enumerate(triples):
+        axes = None if axes is None else sorted(axes)
+        leaf = {"path": paths[i] if paths else [str(i)], "dtype": initial.dtype.name}
+        leaf |= {"shape": initial.shape, "axes": axes}
+        if axes is None:
+            leaf["raw"] = params.tobytes()
+        else:
+            leaf["initial"] = as_rows(initial, axes).tolist() if initial.size else []
+            leaf["rows"] = as_rows(params, axes).tolist() if initial.size else []
+        described.append(leaf)
+    return described
+
+
+def log_of_tie_orders(initial):
+    """The sum of log(c!) over the values of each row, with c how often it occurs there."""
+    rows = np.sort(as_rows(initial, [1]), axis=1)
+    place = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
+    begins = np.diff(rows, axis=1, prepend=rows[:, :1] ^ 1) != 0
+    start = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+    return np.log(place - start + 1).sum()
+
+
+class TestSize:
+    @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+    @pytest.mark.parametrize("pruned", [0.0, 0.9, 0.99])
+    @pytest.mark.parametrize("shape", [(200_000, 2), (1000, 784), (2, 150_000)])
+    def test_within_a_thousandth_of_the_multinomial(self, shape, pruned, dtype):
+        rng = np.random.default_rng(0)
+        initial = rng.normal(size=shape)
+        initial[rng.random(shape) < pruned] = 0
+        initial = initial.astype(dtype)
+        m, n = shape
+        limit = (m * math.lgamma(n + 1) - log_of_tie_orders(initial)) / math.log(2)
+        data = p2t.pack(permuted(initial, [1], rng), initial, vectors=1)
+        bits = 8 * (len(data) - 20)  # header and checksum
+        assert limit - 1 < bits < 1.001 * limit + 8 * 12
+
+    def test_a_few_bytes_a_leaf(self):
+        initial = [np.ones((50, 2), np.float32), np.ones(3, np.int8)] * 10
+        assert len(p2t.pack(initial, initial)) <= 20 + 10 * 12 + 10 * 3
+
+
+class TestRefusals:
+    def test_params_that_are_no_permutation_name_the_vector(self):
+        initial, params = network()
+        params["b"]["kernel"][2, 1] += 1
+        with pytest.raises(ValueError, match=r"^params: b/kernel\[:, 1\] is no permutation"):
+            p2t.pack(params, initial)
+
+    @pytest.mark.parametrize("block", [4, 10**6])
+    def test_of_many_blocks_too(self, block, monkeypatch):
+        monkeypatch.setattr(codec, "_WEIGHTS", block)
+        initial = np.random.default_rng(0).normal(size=(4, 3, 5))
+        params = permuted(initial, [0], np.random.default_rng(1))
+        params[0, 2, 3] = initial[1, 0, 0]
+        with pytest.raises(ValueError, match=r"tree\[:, 2, 3\] is no permutation"):
+            p2t.pack(params, initial, vectors=0)
+
+    def test_the_same_weights_with_other_ties_are_no_permutation(self):
+        initial, params = np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 2.0])
+        with pytest.raises(ValueError, match="is no permutation"):
+            p2t.pack(params, initial, vectors=0)
+
+    def test_half_a_float64_is_not_enough(self):
+        # Equal in the lower, and in the upper, 32 bits.
+        initial = np.array([0x100000001, 0x200000002], np.uint64).view(float)
+        for bits in ([0x100000001, 0x200000001], [0x100000001, 0x100000002]):
+            with pytest.raises(ValueError, match="is no permutation"):
+                p2t.pack(np.array(bits, np.uint64).view(float), initial, vectors=0)
+
+    def test_zeros_of_other_signs_are_no_permutation(self):
+        with pytest.raises(ValueError, match="is no permutation"):
+            p2t.pack(np.array([0.0, 1.0]), np.array([-0.0, 1.0]), vectors=0)
+
+    def test_initial_params_of_another_network(self):
+        initial, params = network()
+        del initial["a"]["bias"]
+        with pytest.raises(ValueError, match=r"^initial_params: it belongs to other parameters"):
+            p2t.pack(params, initial)
+        initial["a"]["bias"] = np.zeros(7, np.float16)
+        with pytest.raises(ValueError, match=r"it has float16\[7\] for a/bias, where params has"):
+            p2t.pack(params, initial)
+
+    def test_tracers(self):
+        initial = {"kernel": jnp.ones((3, 2))}
+        data = p2t.pack(initial, initial)
+        for call in (
+            lambda tree: p2t.pack(tree, initial),
+            lambda tree: p2t.pack(initial, tree),
+            lambda tree: p2t.unpack(data, tree),
+        ):
+            with pytest.raises(TypeError, match=r"kernel is traced.* outside of jit"):
+                jax.jit(call)(initial)
+
+    @pytest.mark.parametrize("leaf", [1.0, jax.random.key(0), np.array(["a"]), np.array([None])])
+    def test_leaves_that_are_no_numbers(self, leaf):
+        tree, match = {"x": leaf}, "params: x is .*give an array of numbers"
+        for call in (
+            lambda: p2t.pack(tree, {"x": np.ones(np.shape(leaf))}),
+            lambda: p2t.pack({"x": np.ones(np.shape(leaf))}, tree),
+            lambda: p2t.unpack(b"", tree),
+        ):
+            with pytest.raises(TypeError, match=match):
+                call()
+
+    @pytest.mark.parametrize("data", ["text", None, 3, [1, 2]])
+    def test_data_that_are_no_bytes(self, data):
+        with pytest.raises(TypeError, match=r"^data: give the bytes that pack returned"):
+            p2t.unpack(data, {})
+
+
+def signed(data):
+    """With the size and the checksum that belong to it, as a forger would."""
+    data = bytearray(data)
+    struct.pack_into("<Q", data, 4, len(data))
+    struct.pack_into("<I", data, len(data) - 4, zlib.crc32(data[:-4]))
+    return bytes(data)
+
+
+class TestHostileBytes:
+    initial, params = network()
+    data = p2t.pack(params, initial)
+    bias = slice(16, 16 + 7 * 8)  # the raw leaf comes first
+    block = 16 + 7 * 8  # then the first block: checksum, words of code, code
+
+    def refused(self, data, match, initial=None):
+        with pytest.raises(ValueError, match=f"^data: .*{match}"):
+            p2t.unpack(data, self.initial if initial is None else initial)
+
+    def test_every_truncation(self):
+        for size in range(len(self.data)):
+            self.refused(self.data[:size], "truncated")
+
+    def test_every_flipped_bit(self):
+        for bit in range(8 * len(self.data)):
+            data = bytearray(self.data)
+            data[bit // 8] ^= 1 << bit % 8
+            fields = [(3, "pack has not written it"), (4, "version"), (12, "truncated|too long")]
+            match = next((why for end, why in fields if bit // 8 < end), "damaged")
+            self.refused(data, match)
+
+    def test_what_follows(self):
+        self.refused(self.data + b"\0", "too long")
+
+    def test_another_version(self):
+        self.refused(self.data[:3] + b"\x02" + self.data[4:], "version 2.*reads version 1")
+
+    def test_bytes_of_another_kind(self):
+        self.refused(b"\x89PNG\r\n", "pack has not written it: it begins with b'.x89PN'")
+
+    def test_another_tree(self):
+        for other in (
+            {"c": self.initial["a"], "b": self.initial["b"]},
+            {**self.initial, "c": np.zeros(2)},
+            jax.tree.map(lambda leaf: leaf.astype(np.float32), self.initial),
+            jax.tree.map(lambda leaf: leaf[..., :-1], self.initial),
+        ):
+            self.refused(self.data, "other parameters", other)
+        with pytest.raises(ValueError, match="vector axes"):
+            p2t.unpack(self.data, self.initial, vectors=lambda path, leaf: None)
+
+    def test_another_seed(self):
+        other, _ = network(seed=1)
+        self.refused(self.data, "other initial weights: those of a/kernel", other)
+
+    def test_one_initial_weight_that_differs_in_one_bit(self):
+        other = jax.tree.map(np.copy, self.initial)
+        other["b"]["kernel"].view(np.uint16)[3, 1] ^= 1
+        self.refused(self.data, "other initial weights: those of b/kernel", other)
+
+    def test_oversized_counts_take_no_memory(self):
+        data = bytearray(self.data)
+        struct.pack_into("<I", data, self.block + 4, 2**32 - 1)
+        tracemalloc.start()
+        self.refused(signed(data), r"ends within a/kernel, where 17179869180 bytes should")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 10**6
+        data = bytearray(self.data)
+        struct.pack_into("<Q", data, 4, 2**64 - 1)
+        self.refused(bytes(data), "truncated")
+
+    def test_too_few_and_too_many_words(self):
+        (size,) = struct.unpack_from("<I", self.data, self.block + 4)
+        for wrong in (0, 1, size - 1, size + 1):
+            words = self.data[self.block + 8 :][: 4 * min(wrong, size)].ljust(4 * wrong, b"\0")
+            rest = self.data[self.block + 8 + 4 * size :]
+            head = self.data[: self.block + 4] + struct.pack("<I", wrong)
+            self.refused(signed(head + words + rest), "a/kernel is no code of a permutation")
+
+    def test_words_that_are_no_code(self):
+        data = bytearray(self.data)
+        data[self.block + 8 : self.block + 16] = b"\xff" * 8
+        self.refused(signed(data), "a/kernel is no code of a permutation")
+
+    def test_a_body_that_is_too_short_or_too_long(self):
+        self.refused(signed(self.data[:16] + self.data[-4:]), "ends within a/bias")
+        self.refused(signed(self.data[:-5] + self.data[-4:]), "ends within b/kernel")
+        self.refused(signed(self.data + b"\0"), "1 bytes follow the last parameter")
+
+    def test_booleans_that_are_neither(self):
+        mask = np.array([True, False])
+        data = p2t.pack(mask, mask, vectors=None)
+        assert_same_bits(p2t.unpack(data, mask, vectors=None), mask)
+        with pytest.raises(ValueError, match="neither False nor True"):
+            p2t.unpack(signed(data[:16] + b"\x01\x02" + data[18:]), mask, vectors=None)
+
+    @settings(deadline=None, max_examples=300)
+    @given(st.data())
+    def test_forged_bytes_are_refused_or_a_permutation(self, data):
+        forged = bytearray(self.data)
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(16, len(forged) - 5))
+            forged[at : at + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+        try:
+            params = p2t.unpack(signed(forged), self.initial)
+        except ValueError:
+            return
+        assert p2t.is_permutation(params, self.initial)
+
+    @settings(deadline=None)
+    @given(st.binary())
+    def test_random_bytes(self, data):
+        for hostile in (data, b"P2T\x01" + data, signed((b"P2T\x01" + data).ljust(20, b"\0"))):
+            self.refused(hostile, "")

@@ -1,0 +1,1 @@
+"""What the paper's experiments share: data, augmentation, models and training."""

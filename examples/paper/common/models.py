@@ -1,0 +1,115 @@
+"""The networks of Section 5, at Kaiming's scale (He et al., 2015)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+he_normal = nn.initializers.he_normal()
+he_uniform = nn.initializers.he_uniform()
+
+
+def normal_bias(fan_in):
+    """The initializer of the biases of neurons with `fan_in` inputs: variance 2 / fan_in."""
+    return nn.initializers.normal((2 / fan_in) ** 0.5)
+
+
+def uniform_bias(fan_in):
+    """As `normal_bias`, but uniform."""
+    limit = (6 / fan_in) ** 0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
+def zero_bias(fan_in):
+    """As `normal_bias`, but zero."""
+    return nn.initializers.zeros
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them; images are flattened.
+
+    Attributes:
+        features: The neurons of every layer.
+        kernel_init: The initializer of the weights.
+        bias_init: Gives the initializer of the biases for a number of inputs, like `normal_bias`.
+        use_bias: Whether there are biases.
+    """
+
+    features: tuple[int, ...]
+    kernel_init: Any = he_normal
+    bias_init: Callable[[int], Any] = normal_bias
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(len(x), -1)
+        for i, features in enumerate(self.features):
+            x = nn.relu(x) if i else x
+            x = nn.Dense(
+                features,
+                use_bias=self.use_bias,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init(x.shape[-1]),
+            )(x)
+        return x
+
+
+class ResNet20(nn.Module):
+    """He et al. (2016) for CIFAR-10: three stages of three blocks; 269,722 trainable parameters.
+
+    Where the shape changes, the shortcut takes every other pixel and pads with zero channels, as
+    the original does for CIFAR (its option A). Wants `mutable=["batch_stats"]` in training.
+    """
+
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        def conv_norm(x, features, stride=1):
+            x = nn.Conv(features, (3, 3), stride, padding=1, use_bias=False, kernel_init=he_normal)(
+                x
+            )
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+
+        x = nn.relu(conv_norm(x, 16))
+        for features in (16, 32, 64):
+            for block in range(3):
+                stride = 2 if features > 16 and block == 0 else 1
+                y = nn.relu(conv_norm(x, features, stride))
+                y = conv_norm(y, features)
+                more = features - x.shape[-1]
+                shortcut = x[:, ::stride, ::stride]
+                shortcut = jnp.pad(shortcut, [(0, 0)] * 3 + [(more // 2, more // 2)])
+                x = nn.relu(y + shortcut)
+        x = x.mean(axis=(1, 2))
+        return nn.Dense(self.classes, kernel_init=he_normal, bias_init=normal_bias(x.shape[-1]))(x)
+
+
+class VGG(nn.Module):
+    """Section 5.2.2: six convolutions and a dense layer; 307,498 trainable parameters.
+
+    Attributes:
+        dropout: What part of its output is dropped after each pooling; (0.2, 0.3, 0.4) is the
+            paper's for Adam. Wants `rngs={"dropout": key}` in training.
+    """
+
+    dropout: tuple[float, ...] = (0.0, 0.0, 0.0)
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for features, rate in zip((32, 64, 128), self.dropout, strict=True):
+            for _ in range(2):
+                bias_init = normal_bias(9 * x.shape[-1])
+                x = nn.Conv(features, (3, 3), kernel_init=he_normal, bias_init=bias_init)(x)
+                x = nn.relu(x)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.Dropout(rate, deterministic=not train)(x)
+        x = x.reshape(len(x), -1)
+        return nn.Dense(self.classes, kernel_init=he_normal, bias_init=normal_bias(x.shape[-1]))(x)

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import augment, data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+
+from common import augment, data
 
 REAL = os.environ.get("P2T_DATA_DIR")
 IDX_FILES = tuple(data.SOURCES["mnist"].files)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from common import models
 
 import p2t_jax as p2t
+from common import models
 from p2t_jax.vectors import path_names, vector_axes
 
 NETWORKS = {

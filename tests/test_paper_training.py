@@ -107,6 +107,17 @@ SCRIPTS = {
     "rewiring": ["LAPerm", "Adam (LAPerm reconnected)", "Adam (random)"],
     "weight_agnostic": ["F1", "F2"],
     "weight_profiles": ["Adam"],
+    "initial_profiles": [
+        "Adam, normal",
+        "uniform",
+        "between",
+        "normal",
+        "more confident",
+        "double exponential",
+        "two weights, -c and c",
+        "three, -c, 0 and c",
+        "those of a trained network",
+    ],
     "vgg": ["LAPerm, k = 2"],
     "resnet20": ["LAPerm, k = 2"],
 }

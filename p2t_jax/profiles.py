@@ -21,8 +21,8 @@ def weight_profiles(params: optax.Params, *, vectors: VectorSpec = flax_vectors)
         vectors: where the weight vectors lie, see `laperm`.
 
     Returns:
-        A tree like `params`: (..., n) for vectors of n weights, each ascending (-0.0 equals 0.0, NaN
-        is last); None for all else. The axes before the last are those of the parameter that
+        A tree like `params`: (..., n) for vectors of n weights, each ascending (-0.0 equals 0.0,
+        NaN is last); None for all else. The axes before the last are those of the parameter that
         enumerate vectors.
 
     Raises:

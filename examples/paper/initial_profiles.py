@@ -11,10 +11,10 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from common import data, models, training
-from common.experiment import Experiment, mnist, parser
 
 import p2t_jax as p2t
+from common import data, models, training
+from common.experiment import Experiment, mnist, parser
 from p2t_jax import plots
 
 SYNC_PERIOD = 20

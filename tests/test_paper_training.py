@@ -105,7 +105,7 @@ SCRIPTS = {
         for optimizer in ("SGPerm", "SGPerm, searched", "Adam")
     ],
     "rewiring": ["LAPerm", "Adam (LAPerm reconnected)", "Adam (random)"],
-    "weight_agnostic": ["F1", "F2"],
+    "weight_agnostic": ["F1", "F1, k = 1", "F2", "F2, k = 1"],
     "weight_profiles": ["Adam"],
     "initial_profiles": [
         "Adam, normal",

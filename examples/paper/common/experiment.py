@@ -87,6 +87,7 @@ class Experiment:
         permutation = bool(p2t.is_permutation(run.params, run.initial_params, vectors=vectors))
         if training.is_p2t(run.state.opt_state) and not permutation:
             raise AssertionError(f"{description}: the weights are no permutation of the first ones")
+        stored = {"bits a weight, stored": bits_a_weight(run, vectors)} if permutation else {}
         self.runs.append(
             {
                 "optimizer": optimizer,
@@ -95,6 +96,7 @@ class Experiment:
                 "accuracy": [round(float(accuracy), 6) for accuracy in run.accuracy],
                 "seconds": round(run.seconds, 1),
                 "exactly a permutation": permutation,
+                **stored,
             }
         )
         return run
@@ -134,6 +136,14 @@ class Experiment:
         for what, value in measured.items():
             print(f"{what}: {value}")
         print(f"record: {path}")
+
+
+def bits_a_weight(run: training.Run, vectors: Any) -> float:
+    """Store the trained network, see that it comes back bit for bit, and say what it takes."""
+    packed = p2t.pack(run.params, run.initial_params, vectors=vectors)
+    again = p2t.unpack(packed, run.initial_params, vectors=vectors)
+    jax.tree.map(np.testing.assert_array_equal, again, run.params)
+    return round(8 * len(packed) / sum(leaf.size for leaf in jax.tree.leaves(run.params)), 4)
 
 
 def spread(values: Any) -> str:

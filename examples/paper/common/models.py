@@ -39,12 +39,14 @@ class MLP(nn.Module):
         kernel_init: The initializer of the weights.
         bias_init: Gives the initializer of the biases for a number of inputs, like `normal_bias`.
         use_bias: Whether there are biases.
+        logit_scale: What the output is multiplied by: the inverse temperature of the softmax.
     """
 
     features: tuple[int, ...]
     kernel_init: Any = he_normal
     bias_init: Callable[[int], Any] = normal_bias
     use_bias: bool = True
+    logit_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -57,7 +59,7 @@ class MLP(nn.Module):
                 kernel_init=self.kernel_init,
                 bias_init=self.bias_init(x.shape[-1]),
             )(x)
-        return x
+        return self.logit_scale * x
 
 
 class ResNet20(nn.Module):

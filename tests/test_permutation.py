@@ -18,17 +18,8 @@ from strategies import weights_and_axes
 
 import p2t_jax as p2t
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is XLA's: let it leave out the expensive passes."""
-    name = "jax_disable_most_optimizations"
-    old = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, old)
 
 
 def bits(array):

@@ -39,6 +39,11 @@ def sgperm(seed):
     )
 
 
+def on_grid(key, params):
+    """Where updates are exact, a weight that stays has an update of exactly zero."""
+    return p2t.to_grid(params, vectors=every_weight_and_bias)
+
+
 def changes(updates, state):
     """Of one update to the weights: how many change; their mean absolute and mean square change."""
     size = jnp.abs(updates["Dense_0"]["kernel"])
@@ -56,7 +61,7 @@ def main():
     first_updates = {"SGPerm": [], "Adam": []}
     for seed in experiment.seeds:
         for name, tx in (("SGPerm", sgperm(seed)), ("Adam", optax.adam(1e-3))):
-            start = training.initial_state(model, tx, mnist_data, seed)
+            start = training.initial_state(model, tx, mnist_data, seed, adapt=on_grid)
             run = experiment.fit(
                 name, model, tx, mnist_data, seed,
                 start=start, steps=steps, every=every, vectors=every_weight_and_bias,

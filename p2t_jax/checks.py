@@ -80,7 +80,10 @@ def other_parameters(name: str, path: tuple[str, ...], leaf: Any, param: Any) ->
     """The error for a tree whose leaf does not fit the parameter at its place."""
 
     def show(x: Any) -> str:
-        return "nothing" if x is None else f"{jnp.result_type(x)}{list(np.shape(x))}"
+        if x is None:
+            return "nothing"
+        # Not `result_type` alone, which says float32 of a float64 NumPy array.
+        return f"{getattr(x, 'dtype', None) or jnp.result_type(x)}{list(np.shape(x))}"
 
     where = "/".join(path) or "the root of the tree"
     return ValueError(

@@ -7,6 +7,7 @@ a vector runs, every other axis enumerates vectors, and `None` leaves a paramete
     (*k, in, out)  axes 0..k     out vectors of prod(k) * in     a convolution
 """
 
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -234,18 +235,26 @@ def stacked(rule: VectorRule, axis: int = 0) -> VectorRule:
     if not _is_index(axis):
         raise TypeError(f"axis: the axis of the stack must be an int, not {axis!r}.")
 
-    def stacked_rule(path: Path, leaf: Any) -> Axes:
+    return _Stacked(rule, axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stacked:
+    """Not a closure: rules are compared, since they are part of an optimizer state's structure."""
+
+    rule: VectorRule
+    axis: int
+
+    def __call__(self, path: Path, leaf: Any) -> Axes:
         shape = np.shape(leaf)
-        (stack,) = _positions(axis, path, leaf, "the stack's axis")
+        (stack,) = _positions(self.axis, path, leaf, "the stack's axis")
         layer = _Struct(shape[:stack] + shape[stack + 1 :], leaf.dtype)
         marked = next((i for i, name in enumerate(path) if _STACK.search(name)), None)
         inner = tuple(_STACK.sub("", n, 1) if i == marked else n for i, n in enumerate(path))
-        axes = rule(inner, layer)
+        axes = self.rule(inner, layer)
         if axes is None:
             return None
         return tuple(a + (a >= stack) for a in _positions(axes, inner, layer))
-
-    return stacked_rule
 
 
 def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None, ...]:

@@ -1,6 +1,7 @@
 """Where weight vectors lie: rules against the real layers of each framework, specs, errors."""
 
 import doctest
+import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import pytest
 from flax import nnx
 from flax.core import freeze
 
+import p2t_jax as p2t
 from p2t_jax import vectors as vectors_module
 from p2t_jax.vectors import (
     Path,
@@ -754,3 +756,17 @@ def test_the_examples_of_the_docstrings_run():
     results = doctest.testmod(vectors_module)
     assert results.attempted >= 6
     assert results.failed == 0
+
+
+def test_stacked_rules_of_the_same_rule_are_equal_and_can_be_pickled():
+    rule = p2t.stacked(p2t.flax_vectors, axis=1)
+    assert rule == p2t.stacked(p2t.flax_vectors, axis=1)
+    assert rule != p2t.stacked(p2t.flax_vectors)
+    assert rule != p2t.stacked(p2t.haiku_vectors, axis=1)
+    assert pickle.loads(pickle.dumps(rule)) == rule
+    params = {"kernel": jnp.ones((4, 2, 3))}
+    states = [
+        p2t.laperm(optax.sgd(1.0), 2, vectors=p2t.stacked(p2t.flax_vectors)).init(params)
+        for _ in range(2)
+    ]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])

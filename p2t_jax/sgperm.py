@@ -292,7 +292,7 @@ def _search_kernel(priority: int) -> host.RowsKernel:
                 float(alpha[start, 0]),
                 cycles.subset_count(float(lambda_[start, 0])),
                 np.empty(0, np.uint32),
-                bits[some, 0],
+                bits[some, 0].astype(np.int64),
                 priority,
                 source[some],
             )

@@ -104,7 +104,13 @@ SCRIPTS = {
         for name in ("MNIST", "Fashion-MNIST")
         for optimizer in ("SGPerm", "SGPerm, searched", "Adam")
     ],
-    "rewiring": ["LAPerm", "Adam (LAPerm reconnected)", "Adam (random)"],
+    "rewiring": [
+        "LAPerm, k = 30",
+        "Adam (reconnected, k = 30)",
+        "LAPerm, k = 300",
+        "Adam (reconnected, k = 300)",
+        "Adam (random)",
+    ],
     "weight_agnostic": ["F1", "F1, k = 1", "F2", "F2, k = 1"],
     "weight_profiles": ["Adam"],
     "initial_profiles": [

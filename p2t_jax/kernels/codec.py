@@ -3,13 +3,14 @@
 docs/storage.md has the format. Weights come as their bits, in unsigned integers.
 """
 
+import functools
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from p2t_jax.kernels import rank
+from p2t_jax.kernels.compiled import jit
 
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -17,7 +18,7 @@ _WORD = np.uint64(1 << 32)
 _FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _alphabet(row: Any, single: Any, place: Any, tied: Any, left: Any, tree: Any) -> Any:
     """Split a sorted row into weights that occur once and weights that are tied.
 
@@ -52,7 +53,7 @@ def _alphabet(row: Any, single: Any, place: Any, tied: Any, left: Any, tree: Any
     return singles, ties
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _scratch(n: Any) -> Any:
     once, twice = (n,), (n // 2 + 1,)
     return (
@@ -64,7 +65,7 @@ def _scratch(n: Any) -> Any:
     )
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _rank(row: Any, sorted_row: Any, ranks: Any, words: Any, scratch: Any, counts: Any) -> Any:
     """Find the weights of `row` in `sorted_row`; False if they are not the same weights."""
     n = row.size
@@ -85,7 +86,7 @@ def _rank(row: Any, sorted_row: Any, ranks: Any, words: Any, scratch: Any, count
     return True
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@functools.partial(jit, inline="always")
 def _carry(words: Any, size: Any) -> None:
     size -= 1
     while words[size] == np.uint32(0xFFFFFFFF):
@@ -94,7 +95,7 @@ def _carry(words: Any, size: Any) -> None:
     words[size] += np.uint32(1)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@functools.partial(jit, error_model="numpy")
 def _encode(sorted_rows: Any, rows: Any, words: Any) -> Any:
     m, n = rows.shape
     single, place, tied, left, tree = _scratch(n)
@@ -148,7 +149,7 @@ def _encode(sorted_rows: Any, rows: Any, words: Any) -> Any:
     return size + 1
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@functools.partial(jit, error_model="numpy")
 def _decode(sorted_rows: Any, words: Any, out: Any) -> Any:
     m, n = out.shape
     single, place, tied, left, tree = _scratch(n)

@@ -30,14 +30,13 @@ What the paper leaves open is decided as follows (`tests/reference_sgperm.py` sp
 Kernels are serial, release the GIL and are cached on disk; callers split rows over threads.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+from p2t_jax.kernels.compiled import jit
+
 _Array = npt.NDArray[Any]
 _Int = int | np.integer[Any]
 
@@ -70,10 +69,6 @@ _SHIFT = np.uint64(30), np.uint64(27), np.uint64(31)
 _HALF, _LAST, _SIGN, _BYTE = np.uint64(32), np.uint64(63), np.uint64(1 << 63), np.uint64(255)
 
 
-def _jit(function: _Function) -> _Function:
-    return cast(_Function, numba.njit(nogil=True, cache=True)(function))
-
-
 def subset_count(partition_ratio: float) -> int:
     r"""Number of subsets of a weight vector, :math:`\lfloor 1/\lambda \rfloor` (Section 2.1.4).
 
@@ -96,7 +91,7 @@ def subset_count(partition_ratio: float) -> int:
     return nearest if abs(quotient - nearest) <= 2.0**-22 * quotient else int(quotient)
 
 
-@_jit
+@jit
 def search_rows(
     weights: _Array,
     recommendations: _Array,
@@ -163,7 +158,7 @@ def search_rows(
                 row_source[members[k]] = members[target[k]]
 
 
-@_jit
+@jit
 def take_rows(rows: _Array, source: _Array, out: _Array) -> None:
     """Permute rows as `search_rows` has found: ``out[i, x] = rows[i, source[i, x]]``.
 
@@ -177,7 +172,7 @@ def take_rows(rows: _Array, source: _Array, out: _Array) -> None:
             out[i, x] = rows[i, source[i, x]]
 
 
-@_jit
+@jit
 def _mix(z: np.uint64) -> np.uint64:
     """The mixer of splitmix64."""
     z = (z ^ (z >> _SHIFT[0])) * _MULTIPLY[0]
@@ -185,7 +180,7 @@ def _mix(z: np.uint64) -> np.uint64:
     return z ^ (z >> _SHIFT[2])
 
 
-@_jit
+@jit
 def _row_state(seed: _Array, row_id: _Int) -> np.uint64:
     """State of a row's own splitmix64 stream: a hash of the seed's words and the row's id."""
     h = np.uint64(0)
@@ -194,14 +189,14 @@ def _row_state(seed: _Array, row_id: _Int) -> np.uint64:
     return _mix((h + _GOLDEN) ^ np.uint64(row_id))
 
 
-@_jit
+@jit
 def _draw(state: np.uint64, k: _Int, n: _Int) -> _Int:
     """Number k of a stream, reduced below n by Lemire's product: biased by at most n / 2^32."""
     z = _mix(state + np.uint64(k) * _GOLDEN)
     return np.int64(((z >> _HALF) * np.uint64(n)) >> _HALF)
 
 
-@_jit
+@jit
 def partition(seed: _Array, row_id: _Int, subsets: _Int, label: _Array) -> None:
     """Deal the weights of a vector into subsets at random (Section 2.1.4).
 
@@ -223,7 +218,7 @@ def partition(seed: _Array, row_id: _Int, subsets: _Int, label: _Array) -> None:
         dealt = dealt + 1 if dealt + 1 < subsets else 0
 
 
-@_jit
+@jit
 def _group(label: _Array, member: _Array, end: _Array) -> None:
     """List the members of subset 0, of subset 1, ..., each by index, and where each list ends."""
     size, larger = label.size // end.size, label.size % end.size
@@ -235,7 +230,7 @@ def _group(label: _Array, member: _Array, end: _Array) -> None:
         end[p] += 1
 
 
-@_jit
+@jit
 def _value_range(w: _Array) -> float:
     """A, the largest weight less the smallest (Section 2.1.3); NaN if a weight is not finite."""
     low = high = w[0]
@@ -246,7 +241,7 @@ def _value_range(w: _Array) -> float:
     return np.float64(high) - np.float64(low)
 
 
-@_jit
+@jit
 def _rank(key: _Array, m: _Int, rank: _Array, tied: _Array) -> None:
     """Stable ranks of the first m keys, beyond which there are infinities."""
     if key.size > _FEW:
@@ -265,7 +260,7 @@ def _rank(key: _Array, m: _Int, rank: _Array, tied: _Array) -> None:
         tied[first] += 1
 
 
-@_jit
+@jit
 def _radix_rank(key: _Array, m: _Int, rank: _Array) -> None:
     """Sort by the bits of the keys as float64, the least significant byte first."""
     values, count = np.empty((2, m), np.float64), np.empty(256, np.int64)
@@ -295,7 +290,7 @@ def _radix_rank(key: _Array, m: _Int, rank: _Array) -> None:
         rank[order[old, k]] = k
 
 
-@_jit
+@jit
 def _lay_out(g: _Array, rank: _Array, w: _Array, r: _Array, members: _Array) -> float:
     """Put the members of a subset in their slots; return l (Section 2.1.4)."""
     m = members.size
@@ -317,14 +312,14 @@ def _lay_out(g: _Array, rank: _Array, w: _Array, r: _Array, members: _Array) -> 
     return lower
 
 
-@_jit
+@jit
 def _delete(g: _Array, x: _Int) -> None:
     g[g[x].lighter].heavier = g[x].heavier
     g[g[x].heavier].lighter = g[x].lighter
     g[x].depth = _DELETED
 
 
-@_jit
+@jit
 def _left(g: _Array, x: _Int) -> np.uint32:
     """The heaviest vertex still there up to slot x: union-find with path halving."""
     while g[x].depth == _DELETED:
@@ -334,7 +329,7 @@ def _left(g: _Array, x: _Int) -> np.uint32:
     return np.uint32(x)
 
 
-@_jit
+@jit
 def _right(g: _Array, x: _Int) -> np.uint32:
     """The lightest vertex still there from slot x on."""
     while g[x].depth == _DELETED:
@@ -344,7 +339,7 @@ def _right(g: _Array, x: _Int) -> np.uint32:
     return np.uint32(x)
 
 
-@_jit
+@jit
 def _reach(g: _Array, x: _Int, end: _Int, bound: float) -> _Int:
     """The last slot from x towards an end at a distance below the bound."""
     inside, outside = np.int64(x), np.int64(end)
@@ -357,7 +352,7 @@ def _reach(g: _Array, x: _Int, end: _Int, bound: float) -> _Int:
     return inside
 
 
-@_jit
+@jit
 def _gap(g: _Array, m: _Int, x: _Int, lower: float) -> tuple[Any, Any]:
     """The last slot before and the first slot behind those no farther from x than l."""
     before: Any = np.int64(x) - 1
@@ -370,7 +365,7 @@ def _gap(g: _Array, m: _Int, x: _Int, lower: float) -> tuple[Any, Any]:
     return before, behind
 
 
-@_jit
+@jit
 def _nearest(g: _Array, m: _Int, x: _Int, lower: float, upper: float, tied: bool) -> np.uint32:
     w, y, distance = g[x].w, _NONE, upper
     if g[x].r >= 0:
@@ -388,7 +383,7 @@ def _nearest(g: _Array, m: _Int, x: _Int, lower: float, upper: float, tied: bool
     return y
 
 
-@_jit
+@jit
 def _farthest(g: _Array, m: _Int, x: _Int, lower: float, upper: float) -> np.uint32:
     w, y, distance = g[x].w, _NONE, lower
     if g[x].r >= 0:
@@ -402,7 +397,7 @@ def _farthest(g: _Array, m: _Int, x: _Int, lower: float, upper: float) -> np.uin
     return y
 
 
-@_jit
+@jit
 def _random(g: _Array, m: _Int, x: _Int, lower: float, upper: float, state: np.uint64) -> np.uint32:
     last, first = gap = _gap(g, m, x, lower)
     lighter = heavier = 0
@@ -424,7 +419,7 @@ def _random(g: _Array, m: _Int, x: _Int, lower: float, upper: float, state: np.u
     return _NONE
 
 
-@_jit
+@jit
 def _find_cycles(
     g: _Array,
     m: _Int,

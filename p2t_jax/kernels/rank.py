@@ -4,11 +4,13 @@ Weights arrive as their bits, in unsigned integers: one kernel serves every floa
 moves weights without touching them.
 """
 
+import functools
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from p2t_jax.kernels.compiled import jit
 
 # Below this length an insertion sort is faster than counting digits.
 _SHORT = 24
@@ -19,7 +21,7 @@ _DIGIT = np.uint64(8)
 _DIGIT_MASK = np.uint64(0xFF)
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@functools.partial(jit, inline="always")
 def _key(bits: Any, shift: Any, infinity: Any) -> Any:
     """The bits of a float as a 64-bit unsigned key of the same order; -0.0 is 0.0, NaN is last.
 
@@ -37,7 +39,7 @@ def _key(bits: Any, shift: Any, infinity: Any) -> Any:
     return key
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _sort(words: Any, scratch: Any, counts: Any) -> None:
     """Sort `words` in place, stably, by their upper 32 bits."""
     n = words.size
@@ -80,7 +82,7 @@ def _sort(words: Any, scratch: Any, counts: Any) -> None:
         words[:] = scratch
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _permute_rows(
     values: Any, reference: Any, out: Any, shift: Any, infinity: Any, scatter: Any
 ) -> None:

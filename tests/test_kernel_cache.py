@@ -1,0 +1,70 @@
+"""The compiled kernels on disk, when several processes compile at once."""
+
+import threading
+
+import numba
+import numpy as np
+from numba.core import caching
+
+from p2t_jax.kernels import codec, compiled, cycles, rank
+
+
+def doubled(x):
+    return x + x
+
+
+def test_every_kernel_has_a_cache_of_this_kind():
+    dispatchers = [
+        value
+        for module in (codec, cycles, rank)
+        for value in vars(module).values()
+        if isinstance(value, numba.core.registry.CPUDispatcher)
+    ]
+    assert len(dispatchers) > 10
+    for dispatcher in dispatchers:
+        assert isinstance(dispatcher._cache._cache_file, compiled.CacheFile), dispatcher
+
+
+def cache_file(folder, kind=compiled.CacheFile):
+    return kind(str(folder), "kernel-1.py3", ("stamp", 1))
+
+
+def test_processes_that_save_at_once_never_get_each_others_code(tmp_path, monkeypatch):
+    """Both have read the index before either has written it."""
+    barrier = threading.Barrier(2)
+    load_index = caching.IndexDataCacheFile._load_index
+
+    def load_index_together(self):
+        index = load_index(self)
+        barrier.wait(timeout=20)
+        return index
+
+    def save(key):
+        cache_file(tmp_path).save(key, f"code of {key}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caching.IndexDataCacheFile, "_load_index", load_index_together)
+        threads = [threading.Thread(target=save, args=(key,)) for key in ("float32", "float64")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    found = {key: cache_file(tmp_path).load(key) for key in ("float32", "float64")}
+    assert all(code in (None, f"code of {key}") for key, code in found.items())
+    assert any(found.values())
+
+
+def test_what_was_compiled_before_an_upgrade_is_not_run(tmp_path):
+    cache_file(tmp_path).save("float32", "old")
+    upgraded = compiled.CacheFile(str(tmp_path), "kernel-1.py3", ("stamp", 2))
+    assert upgraded.load("float32") is None
+    upgraded.save("float32", "new")
+    assert upgraded.load("float32") == "new"
+
+
+def test_a_kernel_is_compiled_once_for_all_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    first, second = compiled.jit(doubled), compiled.jit(doubled)
+    assert first(np.float32(2)) == second(np.float32(2)) == 4
+    assert sum(first.stats.cache_misses.values()) == 1
+    assert sum(second.stats.cache_hits.values()) == 1

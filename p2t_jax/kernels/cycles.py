@@ -340,12 +340,13 @@ def _right(g: _Array, x: _Int) -> np.uint32:
 
 
 @jit
-def _reach(g: _Array, x: _Int, end: _Int, bound: float) -> _Int:
-    """The last slot from x towards an end at a distance below the bound."""
+def _reach(g: _Array, x: _Int, end: _Int, bound: float, closed: bool) -> _Int:
+    """The last slot from x towards an end at a distance below the bound; or at it, if closed."""
     inside, outside = np.int64(x), np.int64(end)
     while abs(outside - inside) > 1:
         middle = (inside + outside) // 2
-        if abs(g[middle].w - g[x].w) < bound:
+        distance = abs(g[middle].w - g[x].w)
+        if distance < bound or (closed and distance == bound):
             inside = middle
         else:
             outside = middle
@@ -357,11 +358,11 @@ def _gap(g: _Array, m: _Int, x: _Int, lower: float) -> tuple[Any, Any]:
     """The last slot before and the first slot behind those no farther from x than l."""
     before: Any = np.int64(x) - 1
     behind: Any = np.int64(x) + 1
-    above = np.nextafter(lower, np.inf)
+    # Not `distance < nextafter(l)`: if l = 0 that is denormal, and XLA's threads take it for zero.
     if g[x].w - g[before].w <= lower:
-        before = _reach(g, x, 0, above) - 1
+        before = _reach(g, x, 0, lower, True) - 1
     if g[behind].w - g[x].w <= lower:
-        behind = _reach(g, x, m + 1, above) + 1
+        behind = _reach(g, x, m + 1, lower, True) + 1
     return before, behind
 
 
@@ -387,11 +388,11 @@ def _nearest(g: _Array, m: _Int, x: _Int, lower: float, upper: float, tied: bool
 def _farthest(g: _Array, m: _Int, x: _Int, lower: float, upper: float) -> np.uint32:
     w, y, distance = g[x].w, _NONE, lower
     if g[x].r >= 0:
-        z = _right(g, _reach(g, x, 0, upper))
+        z = _right(g, _reach(g, x, 0, upper, False))
         if w - g[z].w > distance:
             y, distance = z, w - g[z].w
     if g[x].r <= 0:
-        z = _left(g, _reach(g, x, m + 1, upper))
+        z = _left(g, _reach(g, x, m + 1, upper, False))
         if g[z].w - w > distance:
             y = z
     return y
@@ -402,10 +403,10 @@ def _random(g: _Array, m: _Int, x: _Int, lower: float, upper: float, state: np.u
     last, first = gap = _gap(g, m, x, lower)
     lighter = heavier = 0
     if g[x].r >= 0:
-        first = _reach(g, x, 0, upper)
+        first = _reach(g, x, 0, upper, False)
         lighter = max(0, gap[0] + 1 - first)
     if g[x].r <= 0:
-        last = _reach(g, x, m + 1, upper)
+        last = _reach(g, x, m + 1, upper, False)
         heavier = max(0, last + 1 - gap[1])
     k = _draw(state, g[x].member, lighter + heavier)
     z = first + k if k < lighter else gap[1] + k - lighter

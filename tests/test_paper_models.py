@@ -101,10 +101,8 @@ def test_kaimings_uniform_weights_and_biases():
         assert np.std(np.asarray(leaf)) == pytest.approx(limit / np.sqrt(3), rel=0.15)
 
 
-def test_mlp_with_zero_biases_and_without():
+def test_mlp_without_biases():
     x = jnp.zeros((1, 4))
-    params = initialize(models.MLP((3, 2), bias_init=models.zero_bias), x)["params"]
-    assert not params["Dense_0"]["bias"].any()
     params = initialize(models.MLP((3, 2), use_bias=False), x)["params"]
     assert {path[-1] for path, _ in named_leaves(params)} == {"kernel"}
 

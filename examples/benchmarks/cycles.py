@@ -24,6 +24,7 @@ import jax
 import numba
 import numpy as np
 import optax
+import scipy.special
 from synchronize import BATCH, STEPS, normal_params, train
 
 import p2t_jax as p2t
@@ -138,6 +139,20 @@ def least_times(
     return least
 
 
+def lengths_of_cycles() -> None:
+    """How many of the cycles are swaps, by the priority of movements (Section 2.2.1)."""
+    w, r, source = make_rows(*NETWORK[0])
+    print("\ncycles that are swaps, lambda 0.05, alpha 0.07, 500 vectors of 784")
+    for weights, how in ((w, "normal"), (scipy.special.ndtr(w).astype(np.float32), "uniform")):
+        for priority in ("nearest", "farthest", "random"):
+            number = getattr(cycles, priority.upper())
+            cycles.search_rows(weights, r, 0.07, 20, SEED, np.arange(len(w)), number, source)
+            lengths, counts = np.unique(p2t.cycle_lengths(source), return_counts=True)
+            found = counts[lengths > 1] / lengths[lengths > 1]
+            share = counts[lengths == 2].sum() / 2 / found.sum()
+            print(f"  {how:8} {priority:9} {share:6.1%}")
+
+
 def where_a_step_goes(repeats: int) -> None:
     """A training step without the search, with a callback that only copies, and whole."""
 
@@ -234,6 +249,7 @@ def main() -> None:
         print(f"  {n:>9,}  {kernel / w.size * 1e9:6.1f} ns a weight", end="")
         print(f"  {explicit / w.size * 1e9:8.0f} ns  {explicit / kernel:7.1f} x, {same}")
 
+    lengths_of_cycles()
     where_a_step_goes(2 if short else 7)
 
 

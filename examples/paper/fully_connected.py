@@ -9,16 +9,14 @@ the other 10,000; the test images are not looked at.
 
 import json
 
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from tqdm import tqdm
 
-import p2t_jax as p2t
 from common import data, models, training
+from common.algorithm_1 import every_weight_and_bias, sgperm
 from common.experiment import Experiment, mnist, parser, spread
-from logistic_regression import every_weight_and_bias
 from p2t_jax import plots
 
 # Of Algorithm 1, and the momentum of the recommendations.
@@ -38,24 +36,6 @@ PAPER = {
     "Fashion-MNIST, SGPerm": "slightly above Adam",
 }
 BATCHES = 800
-
-
-def sgperm(seed, alpha_0, alpha_min, beta_1, lambda_0, lambda_max, beta_2, momentum):
-    """Algorithm 1; an array for a hyperparameter stays an argument of what is compiled."""
-
-    def aggressiveness(step):
-        return jnp.maximum(alpha_0 * beta_1 ** (step + 1.0), alpha_min)
-
-    def partition_ratio(step):
-        return jnp.minimum(lambda_0 * beta_2 ** (step + 1.0), lambda_max)
-
-    return p2t.sgperm(
-        seed,
-        aggressiveness,
-        partition_ratio,
-        inner=optax.sgd(1.0, momentum=momentum),
-        vectors=every_weight_and_bias,
-    )
 
 
 def network():

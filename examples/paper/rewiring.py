@@ -4,7 +4,7 @@
 
 Experiment 1 trains it by LAPerm over Adam for 1,500 mini-batches, which moves connections, and goes
 on with Adam, which inherits all inner states, the zeros fixed. Experiment 2 trains the same weights
-by Adam alone, the zeros fixed. The paper's k is 30; a k of 300 rewires better.
+by Adam alone, the zeros fixed. The paper's k is 30; a k of 300 is tried as well.
 """
 
 import matplotlib.pyplot as plt

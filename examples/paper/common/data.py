@@ -91,24 +91,6 @@ def standardize(images, mean, std):
     return (images.astype(np.float32) - mean) / std
 
 
-def unit_range(dataset):
-    """Images in [0, 1], float32."""
-    zero, most = np.float32(0), np.float32(255)
-    return dataset._replace(
-        train_images=standardize(dataset.train_images, zero, most),
-        test_images=standardize(dataset.test_images, zero, most),
-    )
-
-
-def z_score(dataset):
-    """Images whose channels have mean 0 and variance 1 over the training set, float32."""
-    statistics = channel_statistics(dataset.train_images)
-    return dataset._replace(
-        train_images=standardize(dataset.train_images, *statistics),
-        test_images=standardize(dataset.test_images, *statistics),
-    )
-
-
 def _places(name, source, root):
     """The folders that may have the files of a data set."""
     return dict.fromkeys(

@@ -64,7 +64,6 @@ class Experiment:
         *,
         start: training.State | None = None,
         vectors: Any = p2t.flax_vectors,
-        hyperparameters: Any = None,
         **options: Any,
     ) -> training.Run:
         """`training.fit`, resumed where it was interrupted, and noted in the record."""
@@ -72,8 +71,6 @@ class Experiment:
             start = training.initial_state(model, tx, data, seed)
         description = f"{optimizer}, seed {seed}"
         folder = self.checkpoints / description.replace(" ", "-").replace(",", "").replace("/", "-")
-        own = {**self.hyperparameters, **(hyperparameters or {}), **options}
-        own = {key: value for key, value in own.items() if not callable(value)}
         run = training.fit(
             model,
             tx,
@@ -81,7 +78,7 @@ class Experiment:
             start,
             seed=seed,
             description=description,
-            checkpoints=training.Checkpoints(folder, own),
+            checkpoints=training.Checkpoints(folder, self.hyperparameters | options),
             **options,
         )
         permutation = bool(p2t.is_permutation(run.params, run.initial_params, vectors=vectors))

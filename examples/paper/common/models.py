@@ -26,11 +26,6 @@ def uniform_bias(fan_in):
     return init
 
 
-def zero_bias(fan_in):
-    """As `normal_bias`, but zero."""
-    return nn.initializers.zeros
-
-
 class MLP(nn.Module):
     """Dense layers with ReLU between them; images are flattened.
 
@@ -69,8 +64,6 @@ class ResNet20(nn.Module):
     the original does for CIFAR (its option A). Wants `mutable=["batch_stats"]` in training.
     """
 
-    classes: int = 10
-
     @nn.compact
     def __call__(self, x, train=False):
         def conv_norm(x, features, stride=1):
@@ -90,7 +83,7 @@ class ResNet20(nn.Module):
                 shortcut = jnp.pad(shortcut, [(0, 0)] * 3 + [(more // 2, more // 2)])
                 x = nn.relu(y + shortcut)
         x = x.mean(axis=(1, 2))
-        return nn.Dense(self.classes, kernel_init=he_normal, bias_init=normal_bias(x.shape[-1]))(x)
+        return nn.Dense(10, kernel_init=he_normal, bias_init=normal_bias(x.shape[-1]))(x)
 
 
 class VGG(nn.Module):
@@ -102,7 +95,6 @@ class VGG(nn.Module):
     """
 
     dropout: tuple[float, ...] = (0.0, 0.0, 0.0)
-    classes: int = 10
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -114,4 +106,4 @@ class VGG(nn.Module):
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
             x = nn.Dropout(rate, deterministic=not train)(x)
         x = x.reshape(len(x), -1)
-        return nn.Dense(self.classes, kernel_init=he_normal, bias_init=normal_bias(x.shape[-1]))(x)
+        return nn.Dense(10, kernel_init=he_normal, bias_init=normal_bias(x.shape[-1]))(x)

@@ -50,7 +50,6 @@ class Run(NamedTuple):
     state: State
     batches: np.ndarray  # mini-batches seen at each evaluation
     accuracy: np.ndarray  # on the test images
-    observed: Any  # what `observe` returned, stacked over the mini-batches of this session
     seconds: float
 
 
@@ -91,10 +90,17 @@ def mini_batches(images: int, batch_size: int, seed: int, first: int, last: int)
     return np.concatenate([*epochs()])[first - start : last - start].astype(np.int32)
 
 
-def training_chunk(model: Any, tx: Any, prepare: Any, observe: Any, one_call: bool = True) -> Any:
+def training_chunk(
+    model: Any,
+    tx: Any,
+    prepare: Any,
+    observe: Callable[[Any, State], Any] = lambda updates, state: (),
+    one_call: bool = True,
+) -> Any:
     """Training on some mini-batches: (state, images, labels, indices, key) -> state, (loss, ...).
 
-    In one compiled call, unless `one_call` is False: a call for each mini-batch.
+    `observe(updates, state)` is what to note down of each mini-batch besides its loss. In one
+    compiled call, unless `one_call` is False: a call for each mini-batch.
     """
 
     def step(images: jax.Array, labels: jax.Array, key: jax.Array, state: State, indices: Any):
@@ -207,7 +213,6 @@ def fit(
     description: str = "",
     checkpoints: Checkpoints | None = None,
     one_call: bool = True,
-    observe: Callable[[Any, State], Any] = lambda updates, state: (),
 ) -> Run:
     """Train from `start` until `steps` mini-batches are seen; evaluate after every `every`.
 
@@ -223,12 +228,11 @@ def fit(
         description: for the progress bar.
         checkpoints: where to resume from and to save to.
         one_call: whether to train on `every` mini-batches in one compiled call.
-        observe: what to note down of every mini-batch, from its updates and the state after it.
 
     Returns:
         The finished run.
     """
-    chunk = training_chunk(model, tx, data.prepare, observe, one_call)
+    chunk = training_chunk(model, tx, data.prepare, one_call=one_call)
     accuracy_of = evaluation(model, data.prepare)
     key = jax.random.key(seed)
     initial_params = jax.tree.map(np.asarray, start.params)
@@ -237,16 +241,14 @@ def fit(
     resumed = checkpoints.restore(state) if checkpoints else None
     if resumed:
         state, measured = resumed
-    observed = []
     done = int(state.step)
     with tqdm(total=steps, initial=done, desc=description, unit="batch", mininterval=1) as bar:
         while done < steps:
             began = time.perf_counter()
             upto = min(steps, (done // every + 1) * every)
             indices = mini_batches(len(data.train_images), batch_size, seed, done, upto)
-            state, (losses, seen) = chunk(state, data.train_images, data.train_labels, indices, key)
+            state, (losses, _) = chunk(state, data.train_images, data.train_labels, indices, key)
             accuracy = float(accuracy_of(state, data.test_images, data.test_labels))
-            observed.append(jax.tree.map(np.asarray, seen))
             measured["batches"].append(upto)
             measured["accuracy"].append(accuracy)
             measured["seconds"] += time.perf_counter() - began
@@ -262,6 +264,5 @@ def fit(
         state,
         np.array(measured["batches"]),
         np.array(measured["accuracy"]),
-        jax.tree.map(lambda *parts: np.concatenate(parts), *observed) if observed else None,
         measured["seconds"],
     )

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from p2t_jax import checks
-from p2t_jax.permutation import cycle_labels
-from p2t_jax.vectors import VectorSpec, flax_vectors, path_names, vector_axes
+from p2t_jax import _checks
+from p2t_jax._vectors import VectorSpec, flax_vectors, path_names, vector_axes
+from p2t_jax.permutations import cycle_labels
 
 try:
     import matplotlib.pyplot as plt
@@ -302,7 +302,7 @@ def permissible_movements(
     """
     w = _vector("weights", weights).astype(np.float64)
     r = _like_weights("recommendations", recommendations, w)
-    alpha = checks.real_scalar("aggressiveness", aggressiveness)
+    alpha = _checks.real_scalar("aggressiveness", aggressiveness)
     if alpha is None or not 0 < alpha <= 1:
         raise ValueError(f"aggressiveness: it must be in (0, 1], and is {aggressiveness}.")
     members = np.arange(w.size) if subset is None else np.unique(_subset(subset, w.size))

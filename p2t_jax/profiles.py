@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from p2t_jax import checks, ranking
-from p2t_jax.vectors import VectorSpec, flax_vectors, vector_axes
+from p2t_jax import _checks, _ranking
+from p2t_jax._vectors import VectorSpec, flax_vectors, vector_axes
 
 
 def weight_profiles(params: optax.Params, *, vectors: VectorSpec = flax_vectors) -> optax.Params:
@@ -35,10 +35,10 @@ def weight_profiles(params: optax.Params, *, vectors: VectorSpec = flax_vectors)
         Array([[1., 3.],
                [5., 7.]], dtype=float32)
     """
-    checks.not_empty(params)
+    _checks.not_empty(params)
     leaves, treedef = jax.tree.flatten(params)
     axes = {i: a for i, a in enumerate(vector_axes(vectors, params)) if a is not None}
-    rows = ranking.sort(list(axes.values()), [jnp.asarray(leaves[i]) for i in axes])
+    rows = _ranking.sort(list(axes.values()), [jnp.asarray(leaves[i]) for i in axes])
     profiles: list[jax.Array | None] = [None] * len(leaves)
     for (i, leaf_axes), leaf in zip(axes.items(), rows, strict=True):
         profiles[i] = as_rows(leaf, leaf_axes)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from p2t_jax import checks
-from p2t_jax.initial import leaf_by_leaf, placed_like
-from p2t_jax.vectors import VectorSpec, flax_vectors, vector_axes
+from p2t_jax import _checks
+from p2t_jax._vectors import VectorSpec, flax_vectors, vector_axes
+from p2t_jax.initializers import leaf_by_leaf, placed_like
 
 
 def prune(
@@ -48,7 +48,7 @@ def prune(
         >>> int(params["kernel"].sum()), int(params["bias"].sum())
         (10, 5)
     """
-    checks.not_empty(params)
+    _checks.not_empty(params)
     axes = vector_axes(vectors, params)
     if overall:
         _check_keep(keep, "all weights together")
@@ -77,13 +77,13 @@ def prune(
 
 def _random(key: jax.Array, keep: Any, size: int) -> jax.Array:
     """Which of so many weights are kept."""
-    fraction = checks.real_scalar("keep", keep)
+    fraction = _checks.real_scalar("keep", keep)
     kept = jnp.round(keep * size) if fraction is None else round(fraction * size)
     return jax.random.permutation(key, size) < kept
 
 
 def _check_keep(keep: Any, where: str) -> None:
-    value = checks.real_scalar("keep", keep)
+    value = _checks.real_scalar("keep", keep)
     if value is not None and not 0 < value <= 1:
         raise ValueError(f"keep: it must be in (0, 1], and is {keep} for {where}.")
 
@@ -131,7 +131,7 @@ def keep_zeros(*, vectors: VectorSpec = flax_vectors) -> optax.GradientTransform
     """
 
     def init_fn(params: optax.Params) -> KeepZerosState:
-        checks.not_empty(params)
+        _checks.not_empty(params)
         leaves, treedef = jax.tree.flatten(params)
         pruned = [
             jnp.zeros_like(leaf, bool) if leaf_axes is None else leaf == 0
@@ -144,7 +144,7 @@ def keep_zeros(*, vectors: VectorSpec = flax_vectors) -> optax.GradientTransform
     ) -> tuple[optax.Updates, KeepZerosState]:
         del params
         pruned, treedef = jax.tree.flatten(state.pruned)
-        delta = checks.matching_leaves("updates", updates, state.pruned)
+        delta = _checks.matching_leaves("updates", updates, state.pruned)
         stopped = [
             None if u is None else jnp.where(zero, jnp.zeros_like(u), u)
             for zero, u in zip(pruned, delta, strict=True)

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from strategies import arrays
 
 import p2t_jax as p2t
-from p2t_jax import codec
+from p2t_jax import storage as codec
 
 WEIGHTS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 OTHERS = [*WEIGHTS, np.int32, np.uint8, np.bool_, np.complex64, ml_dtypes.float8_e4m3fn]

@@ -9,7 +9,7 @@ import reference_sgperm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2t_jax.kernels import cycles
+from p2t_jax._host.kernels import cycles
 
 PRIORITIES = {"nearest": cycles.NEAREST, "farthest": cycles.FARTHEST, "random": cycles.RANDOM}
 SEED = (7, 11)

@@ -25,7 +25,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import p2t_jax as p2t
-from p2t_jax.kernels import rank
+from p2t_jax._host.kernels import radix as rank
 
 ROOT = Path(__file__).parents[1]
 COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-|reduce-scatter"

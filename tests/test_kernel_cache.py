@@ -6,7 +6,10 @@ import numba
 import numpy as np
 from numba.core import caching
 
-from p2t_jax.kernels import codec, compiled, cycles, rank
+from p2t_jax._host.kernels import cache as compiled
+from p2t_jax._host.kernels import coder as codec
+from p2t_jax._host.kernels import cycles
+from p2t_jax._host.kernels import radix as rank
 
 
 def doubled(x):

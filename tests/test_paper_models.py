@@ -10,7 +10,7 @@ import pytest
 
 import p2t_jax as p2t
 from common import models
-from p2t_jax.vectors import path_names, vector_axes
+from p2t_jax._vectors import path_names, vector_axes
 
 NETWORKS = {
     "mlp": (models.MLP((500, 300, 10)), (28, 28, 1)),

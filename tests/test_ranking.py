@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import DTYPES, arrays
 
-from p2t_jax import host, ranking
-from p2t_jax.kernels import rank
+from p2t_jax import _ranking as ranking
+from p2t_jax._host import per_row as host
+from p2t_jax._host.kernels import radix as rank
 
 
 @st.composite

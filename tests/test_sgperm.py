@@ -8,8 +8,8 @@ import pytest
 import reference_sgperm as reference
 
 import p2t_jax as p2t
-from p2t_jax.kernels import cycles
-from p2t_jax.sgperm import _AGGRESSIVENESS, _PARTITION_RATIO
+from p2t_jax._host.kernels import cycles
+from p2t_jax._sgperm import _AGGRESSIVENESS, _PARTITION_RATIO
 
 VECTORS = {"Dense_0": {"kernel": 0, "bias": 0}, "Conv_0": {"kernel": (0, 1, 2)}, "scale": None}
 

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import p2t_jax as p2t
-from p2t_jax import host
+from p2t_jax._host import per_row as host
 
 VECTORS = {"kernel": 0, "conv": (0, 1, 2), "bias": 0}
 ROWS = 64 + 10 + 1

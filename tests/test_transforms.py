@@ -18,7 +18,8 @@ import pytest
 from test_devices import CALLBACK, assert_identical, host_rows  # noqa: F401
 
 import p2t_jax as p2t
-from p2t_jax import host, ranking
+from p2t_jax import _ranking as ranking
+from p2t_jax._host import per_row as host
 
 MEMBERS = 4
 PERIODS = np.array([1, 2, 3, 5])

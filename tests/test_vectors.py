@@ -17,8 +17,7 @@ from flax import nnx
 from flax.core import freeze
 
 import p2t_jax as p2t
-from p2t_jax import vectors as vectors_module
-from p2t_jax.vectors import (
+from p2t_jax._vectors import (
     Path,
     equinox_vectors,
     flax_vectors,
@@ -27,6 +26,7 @@ from p2t_jax.vectors import (
     stacked,
     vector_axes,
 )
+from p2t_jax._vectors import match as vectors_module
 
 KEY = jax.random.key(0)
 struct = jax.ShapeDtypeStruct

@@ -5,7 +5,7 @@
 All ratios come from this one run. Every time is the least of several, taken in turns, and is CPU
 time of the one thread, so that other programs disturb it less; only one thread and two are compared
 by the clock on the wall, and so are the parts of a whole training step. Besides the kernel
-(`p2t_jax.kernels.cycles`) there are two yardsticks:
+(`p2t_jax._host.kernels.cycles`) there are two yardsticks:
 
 - `np.argsort` of the same rows: the least that a search which orders its weights must cost;
 - Section 2.4 taken by its word, in Numba as well: adjacency lists built and sorted for every
@@ -28,7 +28,7 @@ import scipy.special
 from synchronize import BATCH, STEPS, normal_params, train
 
 import p2t_jax as p2t
-from p2t_jax.kernels import cycles
+from p2t_jax._host.kernels import cycles
 
 SEED = np.array([0, 1], np.uint32)
 NETWORK = ((500, 784), (300, 500), (10, 300))  # Weight vectors of 784-500-300-10, as rows.
@@ -166,7 +166,7 @@ def where_a_step_goes(repeats: int) -> None:
         return lambda: jax.block_until_ready(run())
 
     momentum = steps(optax.sgd(1e-3, momentum=0.9))
-    kernels = importlib.import_module("p2t_jax.sgperm")._KERNELS  # p2t_jax.sgperm is the function
+    kernels = importlib.import_module("p2t_jax._sgperm")._KERNELS  # p2t_jax.sgperm is the function
     with mock.patch.dict(kernels, nearest=copy):
         copying = steps(p2t.sgperm(key=0))
     whole = steps(p2t.sgperm(key=0))

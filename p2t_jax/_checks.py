@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2t_jax.vectors import path_names
+from p2t_jax._vectors import path_names
 
 
 def real_scalar(name: str, value: Any) -> float | None:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from p2t_jax import checks
-from p2t_jax.vectors import Path, VectorSpec, _pair, flax_vectors, path_names, vector_axes
+from p2t_jax import _checks
+from p2t_jax._vectors import Path, VectorSpec, flax_vectors, pair, path_names, vector_axes
 
 Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype), as Flax calls one
 
@@ -50,7 +50,7 @@ def kaiming(confidence: float = 0.5, *, gain: float = math.sqrt(2)) -> Initializ
         >>> f"{abs(w).max():.3f}"
         '0.100'
     """
-    concrete = checks.real_scalar("confidence", confidence)
+    concrete = _checks.real_scalar("confidence", confidence)
     if concrete is not None and not 0 <= concrete <= 1:
         raise ValueError(
             f"confidence: it must be from 0 (uniform) to 1 (double exponential), not {confidence}."
@@ -189,7 +189,7 @@ def reinitialize(
         >>> bool(params["kernel"].all()), params["bias"]
         (True, Array([0., 0.], dtype=float32))
     """
-    checks.not_empty(params)
+    _checks.not_empty(params)
     axes = vector_axes(vectors, params)
     entries = leaf_by_leaf("initializer", initializer, params)
     sizes = [
@@ -284,7 +284,7 @@ def to_grid(params: optax.Params, *, vectors: VectorSpec = flax_vectors) -> opta
         >>> bool((added(w) == w[::-1]).all())
         True
     """
-    checks.not_empty(params)
+    _checks.not_empty(params)
     leaves, treedef = jax.tree.flatten(params)
     for i, leaf_axes in enumerate(vector_axes(vectors, params)):
         if leaf_axes is not None:
@@ -307,7 +307,7 @@ def _on_grid(w: jax.Array) -> jax.Array:
 def leaf_by_leaf(name: str, spec: Any, params: optax.Params) -> list[tuple[Path, Any, Any]]:
     """The path of each leaf of `params`, the leaf, and what a (prefix) tree has for it."""
     try:
-        return [(path_names(at), leaf, entry) for at, leaf, entry in _pair(spec, params, ())]
+        return [(path_names(at), leaf, entry) for at, leaf, entry in pair(spec, params, ())]
     except ValueError as error:
         raise ValueError(f"{name}: it is matched as a tree of axes is. {error}") from None
 
@@ -332,6 +332,6 @@ def _fan_in(shape: Any) -> int:
 
 
 def _check_gain(gain: Any) -> None:
-    value = checks.real_scalar("gain", gain)
+    value = _checks.real_scalar("gain", gain)
     if value is not None and not 0 < value < math.inf:
         raise ValueError(f"gain: it must be a positive number, not {gain}.")

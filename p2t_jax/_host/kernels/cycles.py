@@ -35,7 +35,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from p2t_jax.kernels.compiled import jit
+from p2t_jax._host.kernels.cache import jit
 
 _Array = npt.NDArray[Any]
 _Int = int | np.integer[Any]

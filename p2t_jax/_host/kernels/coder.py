@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from p2t_jax.kernels import rank
-from p2t_jax.kernels.compiled import jit
+from p2t_jax._host.kernels import radix as rank
+from p2t_jax._host.kernels.cache import jit
 
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)

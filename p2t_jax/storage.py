@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from p2t_jax import checks, host
-from p2t_jax.vectors import Path, VectorSpec, flax_vectors, path_names, vector_axes
+from p2t_jax import _checks
+from p2t_jax._host import per_row as host
+from p2t_jax._vectors import Path, VectorSpec, flax_vectors, path_names, vector_axes
 
 Data: TypeAlias = bytes | bytearray | memoryview
 
@@ -63,16 +64,16 @@ def pack(
         >>> np.array_equal(p2t.unpack(data, initial_params)["kernel"], params["kernel"])
         True
     """
-    from p2t_jax.kernels import codec  # `import p2t_jax` does not wait for Numba
+    from p2t_jax._host.kernels import coder as codec  # `import p2t_jax` does not wait for Numba
 
     values = _on_host("params", params, jax.tree.leaves(params))
-    initial = checks.matching_leaves("initial_params", initial_params, params)
+    initial = _checks.matching_leaves("initial_params", initial_params, params)
     leaves = _leaves(params, _on_host("initial_params", params, initial), vectors)
     body: list[Any] = []
     jobs = []
     for leaf, now in zip(leaves, values, strict=True):
         if leaf.then.dtype != now.dtype:
-            raise checks.other_parameters("initial_params", leaf.path, leaf.then, now)
+            raise _checks.other_parameters("initial_params", leaf.path, leaf.then, now)
         if leaf.axes is None:
             body.append(now.astype(now.dtype.newbyteorder("<"), copy=False).tobytes())
             continue
@@ -129,7 +130,7 @@ def unpack(
         >>> p2t.unpack(p2t.pack(params, initial_params), initial_params)["kernel"].ravel()
         Array([3., 1., 2.], dtype=float32)
     """
-    from p2t_jax.kernels import codec
+    from p2t_jax._host.kernels import coder as codec
 
     like, treedef = jax.tree.flatten(initial_params)
     leaves = _leaves(initial_params, _on_host("initial_params", initial_params, like), vectors)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from p2t_jax import host
+from p2t_jax._host import per_row as host
 
 
 def sort(axes: Sequence[host.LeafAxes], w: Sequence[jax.Array]) -> list[jax.Array]:
@@ -42,13 +42,13 @@ def synchronize(
 
 
 def _sort_kernel(*rows: Any) -> None:
-    from p2t_jax.kernels import rank  # `import p2t_jax` does not wait for Numba
+    from p2t_jax._host.kernels import radix as rank  # `import p2t_jax` does not wait for Numba
 
     rank.sort_rows(*rows)
 
 
 def _synchronize_kernel(*rows: Any) -> None:
-    from p2t_jax.kernels import rank
+    from p2t_jax._host.kernels import radix as rank
 
     rank.synchronize_rows(*rows)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG  # Optax shows it nowhere else.
 
-from p2t_jax import checks, ranking
-from p2t_jax.vectors import Remembered, VectorSpec, flax_vectors, vector_axes
+from p2t_jax import _checks, _ranking
+from p2t_jax._vectors import Remembered, VectorSpec, flax_vectors, vector_axes
 
 SyncPeriod: TypeAlias = jax.typing.ArrayLike | Callable[[Any], jax.typing.ArrayLike]
 
@@ -130,7 +130,7 @@ def synchronize(
     _check_period(sync_period(0) if callable(sync_period) else sync_period)
 
     def init_fn(params: optax.Params) -> SynchronizeState:
-        checks.not_empty(params)
+        _checks.not_empty(params)
         axes = vector_axes(vectors, params)
         leaves = jax.tree.leaves(params)
         return SynchronizeState(
@@ -151,8 +151,8 @@ def synchronize(
             raise ValueError(NO_PARAMS_MSG)
         axes = vector_axes(vectors, params)
         leaves = jax.tree.leaves(params)
-        theta_sorted = checks.matching_leaves("state", state.theta_sorted, params, dtypes=True)
-        delta = checks.matching_leaves("updates", updates, params)
+        theta_sorted = _checks.matching_leaves("state", state.theta_sorted, params, dtypes=True)
+        delta = _checks.matching_leaves("updates", updates, params)
 
         k = sync_period(state.sync_step) if callable(sync_period) else sync_period
         _check_period(k)
@@ -172,7 +172,7 @@ def synchronize(
 
         def permute(delta: list[jax.Array]) -> list[jax.Array]:
             phi = optax.apply_updates(theta, delta)
-            permuted = ranking.synchronize(
+            permuted = _ranking.synchronize(
                 list(where.values()), phi, [theta_sorted[i] for i in where]
             )
             return [
@@ -209,7 +209,7 @@ def _as_if_with(w: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def _check_period(k: Any) -> None:
-    value = checks.real_scalar("sync_period", k)
+    value = _checks.real_scalar("sync_period", k)
     if value is not None and not value >= 1:
         raise ValueError(f"sync_period: weights are synchronized every 1 or more steps, not {k}.")
 
@@ -219,7 +219,7 @@ def _sorted_copy(axes: Any, leaves: list[Any]) -> list[Any]:
         return leaves  # Optax optimizers can be initialized with shapes alone, to see the state's.
     copies = [jnp.array(leaf, copy=True) for leaf in leaves]
     where = {i: leaf_axes for i, leaf_axes in enumerate(axes) if leaf_axes is not None}
-    rows = ranking.sort(list(where.values()), [copies[i] for i in where])
+    rows = _ranking.sort(list(where.values()), [copies[i] for i in where])
     for i, leaf in zip(where, rows, strict=True):
         copies[i] = leaf
     return copies

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from p2t_jax.kernels.compiled import jit
+from p2t_jax._host.kernels.cache import jit
 
 # Below this length an insertion sort is faster than counting digits.
 _SHORT = 24

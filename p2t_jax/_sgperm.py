@@ -10,8 +10,9 @@ import numpy as np
 import optax
 from optax._src.base import NO_PARAMS_MSG  # Optax shows it nowhere else.
 
-from p2t_jax import checks, host
-from p2t_jax.vectors import Remembered, VectorSpec, flax_vectors, vector_axes
+from p2t_jax import _checks
+from p2t_jax._host import per_row as host
+from p2t_jax._vectors import Remembered, VectorSpec, flax_vectors, vector_axes
 
 Priority: TypeAlias = Literal["nearest", "farthest", "random"]
 
@@ -163,7 +164,7 @@ def cycle_permutation(
         _check_ratio(name, value(0) if callable(value) else value)
 
     def init_fn(params: optax.Params) -> CyclePermutationState:
-        checks.not_empty(params)
+        _checks.not_empty(params)
         vector_axes(vectors, params)
         return CyclePermutationState(
             sgperm_step=jnp.zeros((), jnp.int32),
@@ -183,8 +184,8 @@ def cycle_permutation(
             raise ValueError(NO_PARAMS_MSG)
         axes = vector_axes(vectors, params)
         leaves = jax.tree.leaves(params)
-        theta = checks.matching_leaves("state", state.theta, params, dtypes=True)
-        delta = checks.matching_leaves("updates", updates, params)
+        theta = _checks.matching_leaves("state", state.theta, params, dtypes=True)
+        delta = _checks.matching_leaves("updates", updates, params)
 
         alpha = _value("aggressiveness", aggressiveness, state.sgperm_step)
         lambda_ = _value("partition_ratio", partition_ratio, state.sgperm_step)
@@ -273,7 +274,7 @@ def _search_kernel(priority: int) -> host.RowsKernel:
         bits: host.Array,
         out: host.Array,
     ) -> None:
-        from p2t_jax.kernels import cycles  # `import p2t_jax` does not wait for Numba
+        from p2t_jax._host.kernels import cycles  # `import p2t_jax` does not wait for Numba
 
         w = theta if theta.dtype.itemsize >= 4 else theta.astype(np.float32)
         bits_dtype = np.dtype(f"u{theta.dtype.itemsize}")  # Numba knows no bfloat16
@@ -340,7 +341,7 @@ def _raw_key(key: Any) -> jax.Array:
 
 
 def _check_ratio(name: str, ratio: Any) -> None:
-    value = checks.real_scalar(name, ratio)
+    value = _checks.real_scalar(name, ratio)
     if value is not None and not 0 < value <= 1:
         raise ValueError(f"{name}: it must be in (0, 1], and is {ratio}.")
 

@@ -1,0 +1,185 @@
+"""One parameter and its weight vectors: the only place that knows how a vector lies in an array.
+
+Everything else asks `walk` for the leaves of a tree, and uses the vectors of a leaf in one of two
+forms:
+
+- rows, (..., n): one weight vector along the last axis, for JAX and NumPy operations;
+- a block, (outer, n, inner): C-contiguous, for kernels on the host. Vector number
+  `o * inner + i` is `block[o, :, i]`. A Dense or Conv kernel is such a block as it lies in memory.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import NamedSharding, PartitionSpec
+
+from p2t_jax._vectors import Path, VectorSpec, path_names, show, vector_axes
+
+Axes: TypeAlias = tuple[int, ...]
+
+
+class Leaf(NamedTuple):
+    """A parameter.
+
+    Attributes:
+        path: plain names, as `path_names` gives them.
+        array: the parameter: an array, or anything with its shape and dtype.
+        axes: the ascending axes along which its weight vectors run; None if it has none.
+    """
+
+    path: Path
+    array: Any
+    axes: Axes | None
+
+    @property
+    def name(self) -> str:
+        """The path as errors show it."""
+        return show(self.path)
+
+
+def walk(tree: Any, vectors: VectorSpec) -> list[Leaf]:
+    """The leaves of a tree of parameters, in the order of `jax.tree.leaves`.
+
+    Raises:
+        TypeError: If a weight vector is not of a floating dtype.
+        ValueError: If a rule does not know a leaf, or `vectors` does not match the tree.
+    """
+    with_path = jax.tree_util.tree_leaves_with_path(tree)
+    axes = vector_axes(vectors, tree)
+    return [
+        Leaf(path_names(key_path), leaf, leaf_axes)
+        for (key_path, leaf), leaf_axes in zip(with_path, axes, strict=True)
+    ]
+
+
+def not_empty(params: Any) -> None:
+    """Refuses a tree of empty containers with a ValueError."""
+
+    # Optax puts leafless nodes of its own in place of parameters (`MaskedNode`, the placeholder of
+    # `optax.tree.map_params`): they stand for something, a tree of empty containers does not.
+    def stands_for_something(node: Any) -> bool:
+        return node is not None and type(node) not in (dict, list, tuple)
+
+    if not jax.tree.leaves(params, is_leaf=stands_for_something):
+        raise ValueError(f"params: contains no parameters: {params!r}.")
+
+
+def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list[Any]:
+    """The leaves of a tree that mirrors `params`, in the order of `jax.tree.leaves(params)`.
+
+    Args:
+        name: the argument that `tree` came in, for the error.
+        tree: a tree of the structure and shapes of `params`. None may stand for a leaf.
+        params: the parameters.
+        dtypes: whether the dtypes must be equal, too.
+
+    Returns:
+        As many leaves as `params` has.
+
+    Raises:
+        ValueError: If structure, shapes or dtypes differ.
+    """
+    treedef: Any = jax.tree.structure(params)
+    try:
+        leaves: list[Any] = treedef.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(f"{name}: does not match params: {error}") from None
+    with_path = jax.tree_util.tree_leaves_with_path(params)
+    for (key_path, leaf), other in zip(with_path, leaves, strict=True):
+        if other is None:
+            continue
+        if np.shape(leaf) != np.shape(other) or (dtypes and leaf.dtype != other.dtype):
+            raise mismatch(name, path_names(key_path), other, leaf)
+    return leaves
+
+
+def mismatch(name: str, path: Path, leaf: Any, param: Any) -> ValueError:
+    """The error for a tree with a leaf that does not fit the parameter in its place."""
+
+    def describe(x: Any) -> str:
+        if x is None:
+            return "nothing"
+        # Not `result_type` alone, which says float32 of a float64 NumPy array.
+        return f"{getattr(x, 'dtype', None) or jnp.result_type(x)}{list(np.shape(x))}"
+
+    return ValueError(
+        f"{name}: does not match params: {describe(leaf)} at {show(path)}, but params has "
+        f"{describe(param)}."
+    )
+
+
+def vector_length(shape: Sequence[int], axes: Axes) -> int:
+    """n, the number of weights in a vector."""
+    return math.prod(shape[axis] for axis in axes)
+
+
+def rows_shape(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
+    """The shape of an array with one number for each vector: 1 along the axes of the vectors."""
+    return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+
+
+def to_rows(array: Any, axes: Axes) -> Any:
+    """The weight vectors of a parameter along the last axis: (..., n).
+
+    The other axes keep their order. NumPy arrays give NumPy arrays, views where strides allow it.
+    """
+    xp: Any = np if isinstance(array, np.ndarray) else jnp
+    if xp is jnp:  # With explicit mesh axes no vector may be split between devices.
+        sharding: Any = jax.typeof(array).sharding
+        spec = PartitionSpec(*(None if i in axes else s for i, s in enumerate(sharding.spec)))
+        if spec != sharding.spec:
+            array = jax.reshard(array, NamedSharding(sharding.mesh, spec))
+    moved = xp.moveaxis(array, axes, range(-len(axes), 0))
+    return moved.reshape(*moved.shape[: -len(axes)], vector_length(array.shape, axes))
+
+
+def from_rows(rows: Any, shape: Sequence[int], axes: Axes) -> Any:
+    """The inverse of `to_rows`: a parameter of this shape."""
+    xp: Any = np if isinstance(rows, np.ndarray) else jnp
+    others = [size for axis, size in enumerate(shape) if axis not in axes]
+    moved = rows.reshape(*others, *(shape[axis] for axis in axes))
+    return xp.moveaxis(moved, range(-len(axes), 0), axes)
+
+
+def to_block(array: npt.NDArray[Any], axes: Axes) -> npt.NDArray[Any]:
+    """The weight vectors of a parameter as an (outer, n, inner) C-contiguous block.
+
+    A view where the axes of the vectors are neighbours and the array is C-contiguous, else a copy.
+    Of an array with one number for each vector (see `rows_shape`) n is 1.
+    """
+    first, last = axes[0], axes[-1]
+    if last - first + 1 != len(axes):
+        array = np.moveaxis(array, axes, range(-len(axes), 0))
+        first, last = array.ndim - len(axes), array.ndim - 1
+    outer, inner = math.prod(array.shape[:first]), math.prod(array.shape[last + 1 :])
+    n = math.prod(array.shape[first : last + 1])
+    return np.ascontiguousarray(array).reshape(outer, n, inner)
+
+
+def from_block(block: npt.NDArray[Any], shape: Sequence[int], axes: Axes) -> npt.NDArray[Any]:
+    """The inverse of `to_block`: a parameter of this shape."""
+    if axes[-1] - axes[0] + 1 == len(axes):
+        return block.reshape(shape)
+    array: npt.NDArray[Any] = from_rows(block, shape, axes)
+    return array
+
+
+def row_axis(shape: Sequence[int], axes: Axes) -> int | None:
+    """The axis along which vectors are shared between devices: the longest outside the vectors."""
+    others = [axis for axis in range(len(shape)) if axis not in axes]
+    return max(others, key=lambda axis: shape[axis], default=None)
+
+
+def placed_like(leaf: Any, new: Any) -> Any:
+    """`new` on the devices of `leaf`, with its sharding."""
+    if isinstance(leaf, jax.core.Tracer):
+        sharding: Any = jax.typeof(leaf).sharding
+        return jax.reshard(new, sharding) if any(sharding.spec) else new
+    if isinstance(leaf, jax.Array) and leaf.committed:
+        return jax.device_put(new, leaf.sharding)
+    return new

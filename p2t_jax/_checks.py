@@ -61,7 +61,8 @@ def random_key(name: str, key: Any) -> jax.Array:
             return jax.random.key(key)
     elif dtype == jnp.uint32 and len(shape) == 1:
         with contextlib.suppress(TypeError, ValueError):  # not of the length of a key
-            return jax.random.wrap_key_data(jnp.asarray(key))
+            wrapped: jax.Array = jax.random.wrap_key_data(jnp.asarray(key))
+            return wrapped
     given = repr(key) if dtype is None else f"{dtype}{list(shape)}"
     raise TypeError(f"{name}: expected a key of jax.random or an integer seed, got {given}.")
 

@@ -122,6 +122,12 @@ def dtype_of(leaf: Any) -> np.dtype[Any]:
     return dtype
 
 
+def wide(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """The dtype to compute with: float64 if it is that, else float32."""
+    # Not `jnp.promote_types`, which strict promotion forbids.
+    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+
+
 def mismatch(name: str, path: Path, leaf: Any, param: Any) -> ValueError:
     """The error for a tree with a leaf that does not fit the parameter in its place."""
 

@@ -80,7 +80,9 @@ def _generalized_normal(key: jax.Array, confidence: jax.Array, shape: Any) -> ja
     size_key, sign_key = jax.random.split(key)
     log_size = c * jax.random.loggamma(size_key, c, shape, c.dtype)
     log_deviation = (jax.lax.lgamma(3 * c) - jax.lax.lgamma(c)) / 2
-    return jax.random.rademacher(sign_key, shape, c.dtype) * jnp.exp(log_size - log_deviation)
+    # Not `jax.random.rademacher`, which draws other signs in x64.
+    positive = jax.random.bernoulli(sign_key, jnp.asarray(0.5, c.dtype), shape)
+    return jnp.where(positive, 1, -1) * jnp.exp(log_size - log_deviation)
 
 
 def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) -> Initializer:
@@ -150,7 +152,7 @@ def _quantiles(rows: jax.Array, n: int) -> jax.Array:
     """Sorted rows of k numbers as rows of n: both are the middles of equal shares."""
     k = rows.shape[1]
     wide = rows.astype(_leaves.wide(rows.dtype))
-    at, known = (jnp.arange(n) + 0.5) / n, (jnp.arange(k) + 0.5) / k
+    at, known = ((jnp.arange(count, dtype=wide.dtype) + 0.5) / count for count in (n, k))
     return jax.vmap(lambda row: jnp.interp(at, known, row))(wide)
 
 
@@ -298,12 +300,13 @@ def to_grid(params: optax.Params, *, vectors: VectorSpec = flax_vectors) -> opta
 
 def _on_grid(w: jax.Array) -> jax.Array:
     info: Any = jnp.finfo(w.dtype)
+    smallest = jnp.asarray(info.smallest_normal, _leaves.wide(w.dtype))
     wide = w.astype(_leaves.wide(w.dtype))
     largest = jnp.max(jnp.abs(wide), initial=0, where=jnp.isfinite(wide))
     mantissa, e = jnp.frexp(largest)  # mantissa < 1
     e = jnp.where(mantissa == 0.5, e - 1, e)
     # Differences below the smallest normal number would be flushed to zero on some devices.
-    g = jnp.maximum(jnp.ldexp(jnp.ones((), wide.dtype), e - info.nmant), info.smallest_normal)
+    g = jnp.maximum(jnp.ldexp(jnp.ones((), wide.dtype), e - info.nmant), smallest)
     rounded = jnp.round(wide / g) * g
     return jnp.where(rounded == 0, 0, rounded).astype(w.dtype)
 

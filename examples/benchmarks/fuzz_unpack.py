@@ -141,7 +141,8 @@ def main():
             outcome = "a permutation of the initial weights"
             right = is_permutation(params, initial)
         except ValueError as error:
-            outcome = re.sub(r"b['\"].*|Data made.*|([a-d0-2]/)?(kernel|bias)|mask|\d+", "_", str(error))
+            varies = r"b['\"].*|Data made.*|([a-d0-2]/)?(kernel|bias)|mask|\d+"
+            outcome = re.sub(varies, "_", str(error))
             right = outcome.startswith("data: ")
         slowest = max(slowest, time.perf_counter() - start)
         if not right or slowest > SECONDS:

@@ -211,7 +211,7 @@ def placed_like(leaf: Any, new: Any) -> Any:
     """`new` on the devices of `leaf`, with its sharding."""
     if isinstance(leaf, jax.core.Tracer):
         sharding: Any = jax.typeof(leaf).sharding
-        return jax.reshard(new, sharding) if any(sharding.spec) else new
+        return new if jax.typeof(new).sharding.spec == sharding.spec else jax.reshard(new, sharding)
     if isinstance(leaf, jax.Array) and leaf.committed:
         return jax.device_put(new, leaf.sharding)
     return new

@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from oracles import storage as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
+from oracles import storage as reference
 from strategies import arrays
 
 import p2t_jax as p2t

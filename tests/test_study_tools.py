@@ -80,8 +80,8 @@ def result(tool):
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("tool", TOOLS)
 def test_no_switch_of_jax_changes_a_result(tool, switch):
-    if (tool, switch) == ("kaiming", "disable_jit"):
-        pytest.skip("half a minute of random numbers, one operation after the other")
+    if switch == "disable_jit" and tool in ("kaiming", "from_profile"):
+        pytest.skip("random numbers, one operation after the other, take half a minute")
     eager = tool == "unpack" or switch == "disable_jit"
     with SWITCHES[switch]():
         changed = (TOOLS[tool] if eager else jax.jit(TOOLS[tool]))(PARAMS)

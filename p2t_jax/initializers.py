@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from p2t_jax import _checks
-from p2t_jax._vectors import Path, VectorSpec, flax_vectors, pair, path_names, vector_axes
+from p2t_jax._vectors import Path, VectorSpec, pair, vector_axes
 
 Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype), as Flax calls one
 
@@ -155,7 +155,7 @@ def _quantiles(rows: jax.Array, n: int) -> jax.Array:
 
 
 def reinitialize(
-    key: jax.Array, params: optax.Params, initializer: Any, *, vectors: VectorSpec = flax_vectors
+    key: jax.Array, params: optax.Params, initializer: Any, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
     r"""Draws all weight vectors anew, in a tree of any framework.
 
@@ -248,7 +248,7 @@ def _from_columns(columns: jax.Array, shape: tuple[int, ...], axes: tuple[int, .
     return jnp.moveaxis(moved, range(len(order)), order)
 
 
-def to_grid(params: optax.Params, *, vectors: VectorSpec = flax_vectors) -> optax.Params:
+def to_grid(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Params:
     r"""Rounds weights so that adding an update moves them exactly.
 
     In floating-point arithmetic p + (w - p) is not always w. It is if both are multiples of a power
@@ -307,7 +307,7 @@ def _on_grid(w: jax.Array) -> jax.Array:
 def leaf_by_leaf(name: str, spec: Any, params: optax.Params) -> list[tuple[Path, Any, Any]]:
     """The path of each leaf of `params`, the leaf, and what a (prefix) tree has for it."""
     try:
-        return [(path_names(at), leaf, entry) for at, leaf, entry in pair(spec, params, ())]
+        return list(pair(spec, params))
     except ValueError as error:
         raise ValueError(f"{name}: it is matched as a tree of axes is. {error}") from None
 

@@ -9,12 +9,12 @@ import optax
 
 from p2t_jax import _checks
 from p2t_jax._host import per_row as host
-from p2t_jax._vectors import VectorSpec, flax_vectors, path_names, vector_axes
+from p2t_jax._vectors import VectorSpec, named_leaves, show, vector_axes
 from p2t_jax.profiles import as_rows
 
 
 def permutation_of(
-    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
     r"""The permutation that took the initial weights to where they are now.
 
@@ -65,7 +65,7 @@ def permutation_of(
     sources: list[jax.Array | None] = [None] * len(then)
     for (i, leaf_axes), source in zip(axes.items(), found, strict=True):
         if not isinstance(source, jax.core.Tracer) and (source < 0).any():
-            path = "/".join(path_names(with_path[i][0])) or "the root of the tree"
+            path = show(named_leaves(params)[i][0])
             raise ValueError(
                 f"params: {path} is no permutation of its initial weights. Training adds updates, "
                 "with rounding: give permuted_params(state, params)."
@@ -275,9 +275,7 @@ class UpdateStatistics(NamedTuple):
     size: jax.Array
 
 
-def update_statistics(
-    updates: optax.Updates, *, vectors: VectorSpec = flax_vectors
-) -> UpdateStatistics:
+def update_statistics(updates: optax.Updates, *, vectors: VectorSpec = "flax") -> UpdateStatistics:
     """How sparse updates are, and how large (Section 5.1.1).
 
     Args:

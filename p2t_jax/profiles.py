@@ -10,10 +10,10 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from p2t_jax import _checks, _ranking
-from p2t_jax._vectors import VectorSpec, flax_vectors, vector_axes
+from p2t_jax._vectors import VectorSpec, vector_axes
 
 
-def weight_profiles(params: optax.Params, *, vectors: VectorSpec = flax_vectors) -> optax.Params:
+def weight_profiles(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Params:
     """The sorted weights of every neuron.
 
     Args:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _checks
-from p2t_jax._vectors import VectorSpec, flax_vectors, vector_axes
+from p2t_jax._vectors import VectorSpec, vector_axes
 from p2t_jax.initializers import leaf_by_leaf, placed_like
 
 
@@ -17,7 +17,7 @@ def prune(
     keep: Any,
     *,
     overall: bool = False,
-    vectors: VectorSpec = flax_vectors,
+    vectors: VectorSpec = "flax",
 ) -> optax.Params:
     """Sets weights to zero at random, and keeps exactly `round(keep * size)` of them.
 
@@ -98,7 +98,7 @@ class KeepZerosState(NamedTuple):
     pruned: Any
 
 
-def keep_zeros(*, vectors: VectorSpec = flax_vectors) -> optax.GradientTransformation:
+def keep_zeros(*, vectors: VectorSpec = "flax") -> optax.GradientTransformation:
     """Keeps the weights zero that are zero at first: trains a sparse network as it is connected.
 
     To be put behind an optimizer: it stops the updates of the weights that were zero in `init`. All

@@ -1,5 +1,6 @@
 """Which axes of a parameter are the incoming weights of one neuron (Section 1.1)."""
 
+from p2t_jax._vectors.infer import infer_vectors
 from p2t_jax._vectors.match import Remembered, VectorAxes, VectorSpec, pair, vector_axes
 from p2t_jax._vectors.paths import (
     Axes,
@@ -23,6 +24,7 @@ __all__ = [
     "equinox_vectors",
     "flax_vectors",
     "haiku_vectors",
+    "infer_vectors",
     "is_index",
     "named_leaves",
     "pair",

@@ -17,6 +17,7 @@ import jax
 import jax.export
 import numpy as np
 
+from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
 from p2t_jax._vectors.paths import (
     Path,
     VectorRule,
@@ -64,16 +65,32 @@ def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None,
         ((0, 1, 2), (0,), None)
     """
     resolved = []
+    unknown: dict[str, list[Unknown]] = {}
     for path, leaf, spec in pair(vectors, tree):
-        rule = named_rule(spec) if isinstance(spec, str) else spec
-        axes = rule(path, leaf) if callable(rule) else rule
-        resolved.append(None if axes is None else positions(axes, path, leaf))
-        if axes is not None and leaf.dtype.name not in _FLOATS:
-            raise TypeError(
-                f"vectors: axes {axes!r} for {show(path)} of shape {np.shape(leaf)}: it has dtype "
-                f"{leaf.dtype.name}, and weights are {', '.join(_FLOATS)}. Give it None."
-            )
+        try:
+            resolved.append(axes_of(spec, path, leaf))
+        except UnknownVectorsError as error:
+            unknown.setdefault(error.rule, []).append(error.unknown)
+    if unknown:
+        rule = next(iter(unknown))
+        everything = [leaf for leaves in unknown.values() for leaf in leaves]
+        raise ValueError(question(f"{' and '.join(unknown)} do not know", everything, rule))
     return tuple(resolved)
+
+
+def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
+    """The axes that a rule, its name, or axes give a leaf."""
+    rule = named_rule(spec) if isinstance(spec, str) else spec
+    axes = rule(path, leaf) if callable(rule) else rule
+    if axes is None:
+        return None
+    found = positions(axes, path, leaf)
+    if leaf.dtype.name not in _FLOATS:
+        raise TypeError(
+            f"vectors: axes {axes!r} for {show(path)} of shape {np.shape(leaf)}: it has dtype "
+            f"{leaf.dtype.name}, and weights are {', '.join(_FLOATS)}. Give it None."
+        )
+    return found
 
 
 @jax.tree_util.register_static

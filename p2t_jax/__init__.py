@@ -9,7 +9,13 @@ from p2t_jax import initializers, permutations, profiles, sparse, storage
 from p2t_jax._exact import is_permutation, permuted_params
 from p2t_jax._laperm import SynchronizeState, laperm, synchronize
 from p2t_jax._sgperm import CyclePermutationState, cycle_permutation, sgperm
-from p2t_jax._vectors import equinox_vectors, flax_vectors, haiku_vectors, stacked
+from p2t_jax._vectors import (
+    equinox_vectors,
+    flax_vectors,
+    haiku_vectors,
+    infer_vectors,
+    stacked,
+)
 from p2t_jax.initializers import reinitialize
 from p2t_jax.sparse import KeepZerosState, keep_zeros, prune
 from p2t_jax.storage import pack, unpack
@@ -24,6 +30,7 @@ __all__ = [
     "equinox_vectors",
     "flax_vectors",
     "haiku_vectors",
+    "infer_vectors",
     "initializers",
     "is_permutation",
     "keep_zeros",

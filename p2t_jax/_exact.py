@@ -11,7 +11,7 @@ from p2t_jax import _checks, _ranking
 from p2t_jax._host import per_row as host
 from p2t_jax._laperm import SynchronizeState
 from p2t_jax._sgperm import CyclePermutationState
-from p2t_jax._vectors import VectorSpec, flax_vectors, path_names, vector_axes
+from p2t_jax._vectors import VectorSpec, path_names, vector_axes
 
 
 def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params:
@@ -98,7 +98,7 @@ def _permuted(
 
 
 def is_permutation(
-    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> jax.Array:
     """Whether every weight vector is bit for bit a permutation of the initial one.
 

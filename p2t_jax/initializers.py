@@ -12,7 +12,7 @@ import optax
 
 from p2t_jax import _checks, _leaves
 from p2t_jax._leaves import Leaf
-from p2t_jax._vectors import Path, VectorSpec, flax_vectors
+from p2t_jax._vectors import Path, VectorSpec
 
 Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype), as jax.nn.initializers
 
@@ -164,7 +164,7 @@ def _scaled(rows: jax.Array, gain: Any) -> jax.Array:
 
 
 def reinitialize(
-    key: Any, params: optax.Params, initializer: Any, *, vectors: VectorSpec = flax_vectors
+    key: Any, params: optax.Params, initializer: Any, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
     r"""Draws all weight vectors of a tree anew, for any framework.
 
@@ -253,7 +253,7 @@ def _is_bias(leaf: Leaf) -> bool:
     return bool(_BIAS.fullmatch(name)) or (name.isdigit() and np.ndim(leaf.array) == 1)
 
 
-def to_grid(params: optax.Params, *, vectors: VectorSpec = flax_vectors) -> optax.Params:
+def to_grid(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Params:
     r"""Rounds weights so that adding an update moves them exactly.
 
     In floating-point arithmetic p + (w - p) is not always w. It is if both are multiples of a power

@@ -9,13 +9,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from p2t_jax import _checks
-from p2t_jax._vectors import VectorSpec, flax_vectors, path_names, vector_axes
+from p2t_jax._vectors import VectorSpec, named_leaves, vector_axes
 from p2t_jax.permutations import cycle_labels
 
 try:
@@ -36,7 +35,7 @@ _UNUSED = "lightgrey"
 def profile(
     weights: Any,
     *,
-    vectors: VectorSpec = flax_vectors,
+    vectors: VectorSpec = "flax",
     sort: bool = True,
     subset: Any = None,
     max_points: int = 100_000,
@@ -108,7 +107,7 @@ def profile(
 def profiles(
     params: Any,
     *,
-    vectors: VectorSpec = flax_vectors,
+    vectors: VectorSpec = "flax",
     axs: Sequence[Axes] | _Array | None = None,
     **options: Any,
 ) -> _Array:
@@ -134,10 +133,9 @@ def profiles(
         ['dense/kernel']
     """
     axes = vector_axes(vectors, params)
-    with_path = jax.tree_util.tree_leaves_with_path(params)
     leaves = [
-        ("/".join(path_names(key_path)), leaf, leaf_axes)
-        for (key_path, leaf), leaf_axes in zip(with_path, axes, strict=True)
+        ("/".join(path), leaf, leaf_axes)
+        for (path, leaf), leaf_axes in zip(named_leaves(params), axes, strict=True)
         if leaf_axes is not None
     ]
     if not leaves:
@@ -218,7 +216,7 @@ def connections(
     *,
     rows: slice = slice(None),
     columns: slice = slice(None),
-    vectors: VectorSpec = flax_vectors,
+    vectors: VectorSpec = "flax",
     ax: Axes | None = None,
     **options: Any,
 ) -> Axes:

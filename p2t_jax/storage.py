@@ -17,7 +17,7 @@ import optax
 
 from p2t_jax import _checks
 from p2t_jax._host import per_row as host
-from p2t_jax._vectors import Path, VectorSpec, flax_vectors, path_names, vector_axes
+from p2t_jax._vectors import Path, VectorSpec, named_leaves, vector_axes
 
 Data: TypeAlias = bytes | bytearray | memoryview
 
@@ -31,7 +31,7 @@ _WEIGHTS = 1 << 20
 
 
 def pack(
-    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> bytes:
     r"""The bytes that tell a trained network from its initial weights, which you can make again.
 
@@ -102,7 +102,7 @@ def pack(
 
 
 def unpack(
-    data: Data, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    data: Data, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
     """The parameters that `pack` was given.
 
@@ -256,7 +256,7 @@ def _checked(data: Data, fingerprint: int) -> memoryview:
 
 
 def _paths(tree: Any) -> list[Path]:
-    return [path_names(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [path for path, _ in named_leaves(tree)]
 
 
 def _leaves(tree: Any, arrays: Sequence[host.Array], vectors: VectorSpec) -> list[_Leaf]:

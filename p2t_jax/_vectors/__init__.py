@@ -1,17 +1,16 @@
 """Which axes of a parameter are the incoming weights of one neuron (Section 1.1)."""
 
-from p2t_jax._vectors.match import (
+from p2t_jax._vectors.infer import infer_vectors
+from p2t_jax._vectors.match import Remembered, VectorAxes, VectorSpec, pair, vector_axes
+from p2t_jax._vectors.paths import (
     Axes,
     Path,
-    Remembered,
     VectorRule,
-    VectorSpec,
     is_index,
-    pair,
+    named_leaves,
     path_names,
     positions,
     show,
-    vector_axes,
 )
 from p2t_jax._vectors.rules import equinox_vectors, flax_vectors, haiku_vectors, stacked
 
@@ -19,12 +18,15 @@ __all__ = [
     "Axes",
     "Path",
     "Remembered",
+    "VectorAxes",
     "VectorRule",
     "VectorSpec",
     "equinox_vectors",
     "flax_vectors",
     "haiku_vectors",
+    "infer_vectors",
     "is_index",
+    "named_leaves",
     "pair",
     "path_names",
     "positions",

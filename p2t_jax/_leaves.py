@@ -91,7 +91,7 @@ def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list
     for (path, leaf), other in zip(named_leaves(params), leaves, strict=True):
         if other is None:
             continue
-        if np.shape(leaf) != np.shape(other) or (dtypes and dtype_of(leaf) != dtype_of(other)):
+        if np.shape(leaf) != np.shape(other) or (dtypes and not fits(other, leaf)):
             raise mismatch(name, path, other, leaf)
     return leaves
 
@@ -118,6 +118,12 @@ def dtype_of(leaf: Any) -> np.dtype[Any]:
     # Not `result_type` alone, which says float32 of a float64 NumPy array.
     dtype: np.dtype[Any] = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
     return dtype
+
+
+def fits(array: Any, leaf: Any) -> bool:
+    """Whether an array has the shape and the dtype of a leaf, as JAX takes it."""
+    dtypes = [jax.dtypes.canonicalize_dtype(dtype_of(x)) for x in (array, leaf)]
+    return np.shape(array) == np.shape(leaf) and dtypes[0] == dtypes[1]
 
 
 def wide(dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -203,6 +209,15 @@ def row_axis(shape: Sequence[int], axes: Axes) -> int | None:
 def copy(leaf: Any) -> Any:
     """A JAX array of one's own: donating either array keeps the other. All else is returned."""
     return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array | np.ndarray) else leaf
+
+
+def sharded_like(array: jax.Array, other: jax.Array) -> jax.Array:
+    """`array` with the sharding of `other` along explicit mesh axes."""
+    sharding: Any = jax.typeof(other).sharding
+    if jax.typeof(array).sharding == sharding:
+        return array
+    resharded: jax.Array = jax.reshard(array, sharding)
+    return resharded
 
 
 def placed_like(leaf: Any, new: Any) -> Any:

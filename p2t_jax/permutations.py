@@ -260,9 +260,7 @@ class UpdateStatistics(NamedTuple):
     size: jax.Array
 
 
-def update_statistics(
-    updates: optax.Updates, *, vectors: VectorSpec = "flax"
-) -> UpdateStatistics:
+def update_statistics(updates: optax.Updates, *, vectors: VectorSpec = "flax") -> UpdateStatistics:
     """How sparse and how large updates are (Section 5.1.1).
 
     Args:

@@ -1,7 +1,8 @@
 """Which axes of a parameter are the incoming weights of one neuron (Section 1.1)."""
 
+from p2t_jax._vectors.biases import is_bias, with_biases
 from p2t_jax._vectors.infer import infer_vectors
-from p2t_jax._vectors.match import Remembered, VectorAxes, VectorSpec, pair, vector_axes
+from p2t_jax._vectors.match import VectorAxes, VectorSpec, pair, vector_axes
 from p2t_jax._vectors.paths import (
     Axes,
     Path,
@@ -17,7 +18,6 @@ from p2t_jax._vectors.rules import equinox_vectors, flax_vectors, haiku_vectors,
 __all__ = [
     "Axes",
     "Path",
-    "Remembered",
     "VectorAxes",
     "VectorRule",
     "VectorSpec",
@@ -25,6 +25,7 @@ __all__ = [
     "flax_vectors",
     "haiku_vectors",
     "infer_vectors",
+    "is_bias",
     "is_index",
     "named_leaves",
     "pair",
@@ -33,4 +34,5 @@ __all__ = [
     "show",
     "stacked",
     "vector_axes",
+    "with_biases",
 ]

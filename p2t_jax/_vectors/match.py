@@ -9,7 +9,6 @@ a vector runs, every other axis enumerates vectors, and `None` leaves a paramete
 
 import functools
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -182,25 +181,3 @@ def pair(spec: Any, tree: Any, at: Path = ()) -> Iterator[tuple[Path, Any, Any]]
             )
         for key, node in nodes:
             yield from pair(by_name[key_name(key)], node, (*at, key_name(key)))
-
-
-# What the optimizers use until they remember `VectorAxes`.
-@jax.tree_util.register_static
-class Remembered:
-    """A spec inside an optimizer's state."""
-
-    def __init__(self, spec: VectorSpec):
-        self.spec = spec
-        leaves, treedef = jax.tree.flatten(spec, is_leaf=lambda node: node is None)
-        self._key = (tuple(leaves), treedef)
-        flax = sys.modules.get("flax.serialization")
-        if flax is not None:
-            flax.register_serialization_state(
-                Remembered, lambda node: {}, lambda node, _: node, override=True
-            )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Remembered) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)

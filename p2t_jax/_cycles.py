@@ -157,11 +157,15 @@ def _find_cycles(x: _Sorted, taking_part: jax.Array) -> jax.Array:
 
 
 def _take(array: jax.Array, at: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(array, at, axis=-1)
+    taken: jax.Array = jnp.take_along_axis(array, at, axis=-1)
+    return taken
 
 
 def _put(array: jax.Array, at: jax.Array, values: jax.Array) -> jax.Array:
-    return jax.vmap(lambda a, i, v: a.at[i].set(v, unique_indices=True))(array, at, values)
+    put: jax.Array = jax.vmap(lambda a, i, v: a.at[i].set(v, unique_indices=True))(
+        array, at, values
+    )
+    return put
 
 
 def _shifted(array: jax.Array, by: int, fill: int) -> jax.Array:

@@ -244,7 +244,7 @@ def _checked(name: str, source: jax.typing.ArrayLike) -> jax.Array:
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an array of integers, got {array.dtype}.")
     if array.ndim == 0:
-        raise ValueError(f"{name}: expected a permutation, (n,), or several, (..., n), got ().")
+        raise ValueError(f"{name}: expected an array of shape (n,) or (..., n), got a scalar.")
     return array
 
 

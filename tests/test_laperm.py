@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference_laperm as reference
+from oracles import laperm as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import weights_and_axes

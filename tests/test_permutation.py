@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference_laperm as reference
+from oracles import laperm as reference
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st

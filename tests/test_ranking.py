@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import reference_laperm as reference
+from oracles import laperm as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import DTYPES, arrays

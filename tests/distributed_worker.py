@@ -1,7 +1,7 @@
 """What tests run in processes of their own, because it would hang where it fails.
 
-    python distributed_worker.py train PORT PROCESS_ID NUM_PROCESSES RESULTS.npz
-    python distributed_worker.py stress laperm|sgperm
+python distributed_worker.py train PORT PROCESS_ID NUM_PROCESSES RESULTS.npz
+python distributed_worker.py stress laperm|sgperm
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from helpers import GRADS, PARAMS, TX
+from helpers import PARAMS, TX
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import split, state_specs, whole
@@ -91,9 +91,7 @@ def stress(name):
 
     mesh = jax.make_mesh((devices,), ("x",), axis_types=(AxisType.Auto,))
     sharded = jax.shard_map(
-        lambda params, state, offset: scan(
-            lambda *args: step(*args, offset[0]), params, state
-        ),
+        lambda params, state, offset: scan(lambda *args: step(*args, offset[0]), params, state),
         mesh=mesh,
         in_specs=(P(), P(), P("x")),
         out_specs=(P(), P()),

@@ -40,12 +40,11 @@ AXES = {
 }
 GRADS = jax.tree.map(lambda w: grid(STEPS, *w.shape, unit=1 / 256), PARAMS)
 
-# How each optimizer is made: of `inner`, with options of its own.
+# How each optimizer is made, with an inner optimizer and options of its own.
+SGD, MOMENTUM = optax.sgd(0.5), optax.sgd(1.0, momentum=0.5)
 OPTIMIZERS = {
-    "laperm": lambda inner=optax.sgd(0.5), **options: p2t.laperm(inner, 3, **options),
-    "sgperm": lambda inner=optax.sgd(1.0, momentum=0.5), **options: p2t.sgperm(
-        0, 0.3, 0.25, inner=inner, **options
-    ),
+    "laperm": lambda inner=SGD, **options: p2t.laperm(inner, 3, **options),
+    "sgperm": lambda inner=MOMENTUM, **options: p2t.sgperm(0, 0.3, 0.25, inner=inner, **options),
 }
 TX = {name: make() for name, make in OPTIMIZERS.items()}
 OPTIONS = {"laperm": ("vectors",), "sgperm": ("key", "inner", "priority", "vectors", "axis_name")}
@@ -186,7 +185,7 @@ CALLBACK = "xla_ffi_python_cpu_callback"  # in the text of a compiled programme
 
 
 def spy_on_the_host(monkeypatch):
-    """One entry for each call of the host: (vectors, weights in each) of every leaf it was given."""
+    """One entry for each call of the host: (vectors, weights in each) of every leaf given to it."""
     from p2t_jax._host import per_row
 
     calls, lock, run = [], threading.Lock(), per_row._run
@@ -205,7 +204,7 @@ def spy_on_the_host(monkeypatch):
 
 
 def shares(parts=1, params=PARAMS):
-    """What one of `parts` devices is given: its share of the vectors of every kernel, rounded up."""
+    """What one of `parts` devices is given: its share of each kernel's vectors, rounded up."""
     return tuple(
         (-(-w.shape[-1] // parts), w.size // w.shape[-1])
         for w in jax.tree.leaves(params)

@@ -129,7 +129,7 @@ def test_inner_is_an_optimizer(inner):
 @pytest.mark.parametrize("key", ["seed", 1.5, None, True, jnp.zeros(3, jnp.uint32), [0], {}])
 def test_a_key_is_a_seed_or_a_key(key):
     for make in (p2t.sgperm, p2t.cycle_permutation):
-        with pytest.raises(TypeError, match="^key: "):
+        with pytest.raises(TypeError, match=r"^key: "):
             make(key)
 
 
@@ -292,7 +292,7 @@ def test_training_goes_on_after_an_error_as_if_there_had_been_none(name):
                     # The inner optimizer is the first to see some of them.
                     with pytest.raises((TypeError, ValueError), match=r"param|shape"):
                         failing(updates, state, params_given)
-                with pytest.raises(ValueError, match="^state: "):
+                with pytest.raises(ValueError, match=r"^state: "):
                     p2t.permuted_params(state, another)
             updates, state = update(GRADS, state, params)
             params = optax.apply_updates(params, updates)

@@ -134,9 +134,7 @@ OF_THE_BODY = {  # and something else, or nothing, trains the head
     "partition with sgd": lambda tx, make, name: optax.partition(
         {"body": tx, "head": optax.sgd(0.1)}, labels
     ),
-    "freeze": lambda tx, make, name: optax.chain(
-        make(vectors=BODY_AXES), optax.freeze(only_head)
-    ),
+    "freeze": lambda tx, make, name: optax.chain(make(vectors=BODY_AXES), optax.freeze(only_head)),
     "selective_transform": lambda tx, make, name: optax.selective_transform(
         tx, freeze_mask=only_head
     ),

@@ -10,6 +10,12 @@ os.environ["XLA_FLAGS"] = (
 )
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name.startswith("test_paper_"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="module")
 def compile_fast():
     """For modules whose time is nearly all XLA's: it leaves out the expensive passes."""

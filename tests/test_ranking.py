@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import reference_laperm as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import laperm as reference
 from strategies import DTYPES, arrays
 
 from p2t_jax import _ranking as ranking

@@ -188,18 +188,18 @@ def spy_on_the_host(monkeypatch):
     """One entry for each call of the host: (vectors, weights in each) of every leaf given to it."""
     from p2t_jax._host import per_row
 
-    calls, lock, run = [], threading.Lock(), per_row._run
+    calls, lock, run = [], threading.Lock(), per_row.run_on_host
 
-    def spy(kernel, axes, first, *others):
+    def spy(kernel, axes, *flat):
         shapes = []
-        for array, leaf_axes in zip(first, axes, strict=True):
+        for array, leaf_axes in zip(flat, axes, strict=False):
             n = int(np.prod([array.shape[axis] for axis in leaf_axes]))
             shapes.append((array.size // n if n else 0, n))
         with lock:
             calls.append(tuple(shapes))
-        return run(kernel, axes, first, *others)
+        return run(kernel, axes, *flat)
 
-    monkeypatch.setattr(per_row, "_run", spy)
+    monkeypatch.setattr(per_row, "run_on_host", spy)
     return calls
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _leaves
-from p2t_jax._vectors import VectorSpec, flax_vectors
+from p2t_jax._vectors import VectorSpec
 
 
 def permutation_of(
-    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
     r"""The permutation that took the initial weights to where they are now.
 
@@ -261,9 +261,7 @@ class UpdateStatistics(NamedTuple):
     size: jax.Array
 
 
-def update_statistics(
-    updates: optax.Updates, *, vectors: VectorSpec = flax_vectors
-) -> UpdateStatistics:
+def update_statistics(updates: optax.Updates, *, vectors: VectorSpec = "flax") -> UpdateStatistics:
     """How sparse and how large updates are (Section 5.1.1).
 
     Args:

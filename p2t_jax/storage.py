@@ -19,7 +19,7 @@ import optax
 from p2t_jax import _leaves
 from p2t_jax._host.sharing import share
 from p2t_jax._leaves import Leaf
-from p2t_jax._vectors import VectorSpec, flax_vectors
+from p2t_jax._vectors import VectorSpec
 
 Data: TypeAlias = bytes | bytearray | memoryview
 Array: TypeAlias = npt.NDArray[Any]
@@ -36,7 +36,7 @@ _WEIGHTS = 1 << 20
 
 
 def pack(
-    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> bytes:
     r"""The bytes that, with the initial weights, give a trained network back.
 
@@ -111,7 +111,7 @@ def pack(
 
 
 def unpack(
-    data: Data, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    data: Data, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
     """The parameters that `pack` was given.
 

@@ -11,7 +11,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 
 from p2t_jax import _leaves
-from p2t_jax._vectors import VectorSpec, flax_vectors
+from p2t_jax._vectors import VectorSpec
 from p2t_jax.plots import _inputs
 from p2t_jax.plots._inputs import Array
 
@@ -19,7 +19,7 @@ from p2t_jax.plots._inputs import Array
 def profile(
     weights: Any,
     *,
-    vectors: VectorSpec = flax_vectors,
+    vectors: VectorSpec = "flax",
     sort: bool = True,
     subset: Any = None,
     max_points: int = 100_000,
@@ -94,7 +94,7 @@ def profile(
 def profiles(
     params: Any,
     *,
-    vectors: VectorSpec = flax_vectors,
+    vectors: VectorSpec = "flax",
     axs: Sequence[Axes] | Array | None = None,
     **options: Any,
 ) -> Array:
@@ -200,7 +200,7 @@ def weight_vector(
 
 
 def connections(
-    weights: Any, *, vectors: VectorSpec = flax_vectors, ax: Axes | None = None, **options: Any
+    weights: Any, *, vectors: VectorSpec = "flax", ax: Axes | None = None, **options: Any
 ) -> Axes:
     """Draws a weight matrix as a heat map with zeros left blank: its connections (Figure 13).
 

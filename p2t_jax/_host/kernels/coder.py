@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from p2t_jax._host.kernels import radix as rank
+from p2t_jax._host.kernels import radix
 from p2t_jax._host.kernels.cache import jit
 
 _HALF = np.uint64(32)
@@ -73,12 +73,12 @@ def _rank(row: Any, sorted_row: Any, ranks: Any, words: Any, scratch: Any, count
     shift = np.uint64(max(0, 8 * row.itemsize - 32))
     for i in range(n):
         words[i] = (np.uint64(row[i]) << _HALF) | np.uint64(i)
-    rank._sort(words, scratch, counts)
+    radix.sort_words(words, scratch, counts)
     if shift:  # 64-bit weights: by their lower half, then stably by their upper half
         for i in range(n):
             position = words[i] & _LOW
             words[i] = (np.uint64(row[position]) >> shift << _HALF) | position
-        rank._sort(words, scratch, counts)
+        radix.sort_words(words, scratch, counts)
     for i in range(n):
         position = words[i] & _LOW
         if row[position] != sorted_row[i]:

@@ -78,7 +78,9 @@ class Flow:
         if rule is None and not any(v.origins for v in ins):
             return [DATA if any(v.depends for v in ins) else CONSTANT] * outs
         if name in ELEMENTWISE:
-            return [meaning.elementwise(name, _broadcast_ones(eqn, ins), self.uses)] * outs
+            if name == "eq" or any(v.origins for v in ins):
+                ins = _broadcast_ones(eqn, ins)
+            return [meaning.elementwise(name, ins, self.uses)] * outs
         if name in IDENTITY and outs == len(ins):
             return ins
         if name in REDUCTIONS:
@@ -115,15 +117,25 @@ def _broadcast_ones(eqn: Any, ins: list[Value]) -> list[Value]:
     """The operands with the dimensions of the result: scalars and sizes of 1 are broadcast."""
     new = _shape(eqn.outvars[0])
     return [
-        v.mapped(_expanded(_shape(var), new)) if v.origins and _shape(var) != new else v
+        _broadcast_to(v, _shape(var), new, range(len(new))[len(new) - len(_shape(var)) :])
+        if _shape(var) != new
+        else v
         for v, var in zip(ins, eqn.invars, strict=True)
     ]
 
 
-def _expanded(old: Sequence[int], new: Sequence[int]) -> Callable[[Dims], Dims]:
-    if len(old) != len(new):
-        return lambda dims: ((),) * len(new)
-    return lambda dims: tuple(d if m == n else () for d, m, n in zip(dims, old, new, strict=True))
+def _broadcast_to(
+    value: Value, old: Sequence[int], new: Sequence[int], where: Sequence[int]
+) -> Value:
+    """A value of which dimension i becomes dimension `where[i]`; along all else it is the same."""
+    kept = {j: i for i, j in enumerate(where) if old[i] == new[j]}
+    out = value.mapped(lambda d: tuple(d[kept[j]] if j in kept else () for j in range(len(new))))
+    if not value.depends:
+        return out
+    was_flat = out.dims_of(FLAT) or ((),) * len(new)
+    same = tuple(was_flat[j] if j in kept else (Part(0, 1, n, n),) for j, n in enumerate(new))
+    others = [(p, o) for p, o in out.origins if p != FLAT]
+    return Value(True, tuple(sorted([*others, (FLAT, Origin(DIRECT, same))])))
 
 
 def _iota(shape: Sequence[int], axis: int) -> Value:
@@ -145,23 +157,10 @@ def _rank(var: Any) -> int:
 
 def _broadcast(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     old, new = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
-    where = eqn.params["broadcast_dimensions"]
-
-    def change(dims: Dims) -> Dims:
-        out: list[tuple[Part, ...]] = [()] * len(new)
-        for i, j in enumerate(where):
-            if old[i] == new[j]:
-                out[j] = dims[i]
-        return tuple(out)
-
-    out = ins[0].mapped(change)
-    if out.depends and jnp.issubdtype(eqn.outvars[0].aval.dtype, np.integer):
-        flat = tuple(
-            () if j in where and old[where.index(j)] == n else (Part(0, 1, n, n),)
-            for j, n in enumerate(new)
-        )
-        out = Value(True, tuple(sorted([*out.parameters, (FLAT, Origin(DIRECT, flat))])))
-    return out
+    value = ins[0]
+    if value.origins or jnp.issubdtype(eqn.outvars[0].aval.dtype, np.integer):
+        return _broadcast_to(value, old, new, eqn.params["broadcast_dimensions"])
+    return value
 
 
 def _transpose(eqn: Any, ins: list[Value], uses: Uses) -> Value:

@@ -16,7 +16,7 @@ from p2t_jax._vectors.uses import Use
 
 
 def infer_vectors(
-    fn: Callable[..., Any], params: Any, *inputs: Any, otherwise: VectorSpec | None = None
+    fn: Callable[..., Any], params: Any, *inputs: Any, otherwise: VectorSpec = "ask"
 ) -> Any:
     """Reads off a network which axes of its parameters are the incoming weights of one neuron.
 
@@ -36,8 +36,8 @@ def infer_vectors(
         *inputs: what a training step gives it: arrays or `jax.ShapeDtypeStruct`s, in any pytrees.
             Other leaves (bool, str, None) are handed on as they are. Random numbers and constants
             do not count as inputs.
-        otherwise: answers for parameters that the network leaves open: a rule, its name, or a tree
-            of axes, see `laperm`.
+        otherwise: answers for parameters that the network leaves open: "ask" with an error, or a
+            rule, its name, or a tree of axes, see `laperm`. None does not permute them.
 
     Returns:
         A tree like `params`, with a tuple of axes or None for each: plain data to print, edit, save
@@ -69,7 +69,7 @@ def infer_vectors(
             found.append(answer)
             continue
         try:
-            if otherwise is None:
+            if isinstance(spec, str) and spec == "ask":
                 raise UnknownVectorsError("infer_vectors", path, leaf, answer)
             found.append(axes_of(spec, path, leaf))
         except UnknownVectorsError:

@@ -77,7 +77,7 @@ class Value(NamedTuple):
         """The origins in parameters."""
         return [(p, o) for p, o in self.origins if p >= 0]
 
-    def dim_of(self, pseudo: int) -> Dims:
+    def dims_of(self, pseudo: int) -> Dims:
         """The dimensions of IOTA, FLAT or ONE_HOT; none where it is not that."""
         return next((o.dims for p, o in self.origins if p == pseudo), ())
 

@@ -98,7 +98,7 @@ _SCALING = {
 
 def elementwise(name: str, ins: Sequence[Value], uses: Uses) -> Value:
     """All operations on the elements of operands of equal shapes."""
-    if name == "eq" and any(v.dim_of(IOTA) for v in ins):
+    if name == "eq" and any(v.dims_of(IOTA) for v in ins):
         return _one_hot(ins)
     if not any(v.origins for v in ins):
         return DATA if any(v.depends for v in ins) else CONSTANT
@@ -155,13 +155,13 @@ def _one_hot(ins: Sequence[Value]) -> Value:
     """Numbers compared with 0 to n - 1: if they do not vary along those, one of them is equal."""
     if not any(v.depends for v in ins):
         return CONSTANT
-    (counted,) = [v for v in ins if v.dim_of(IOTA)][:1]
+    (counted,) = [v for v in ins if v.dims_of(IOTA)][:1]
     (numbers,) = [v for v in ins if v is not counted][:1] or [CONSTANT]
-    along = [i for i, parts in enumerate(counted.dim_of(IOTA)) if parts]
-    flat = numbers.dim_of(FLAT)
+    along = [i for i, parts in enumerate(counted.dims_of(IOTA)) if parts]
+    flat = numbers.dims_of(FLAT)
     if not all(flat and flat[i] for i in along):
         return DATA
-    return Value(True, ((ONE_HOT, Origin(DIRECT, counted.dim_of(IOTA))),))
+    return Value(True, ((ONE_HOT, Origin(DIRECT, counted.dims_of(IOTA))),))
 
 
 def _of_parameters(name: str, ins: Sequence[Value]) -> Value:
@@ -301,7 +301,7 @@ def contraction(
     depends = left.depends or right.depends
     out: dict[int, Origin] = {}
     for side, (value, other) in enumerate(((left, right), (right, left))):
-        hot = other.dim_of(ONE_HOT)
+        hot = other.dims_of(ONE_HOT)
         by_one_hot = bool(hot) and any(hot[i] for i in contracted[1 - side])
         for p, origin in value.parameters:
             if origin.kind == MIXED:

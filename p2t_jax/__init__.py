@@ -3,7 +3,14 @@
 from p2t_jax._exact import is_permutation, permuted_params
 from p2t_jax._laperm import SynchronizeState, laperm, synchronize
 from p2t_jax._sgperm import CyclePermutationState, cycle_permutation, sgperm
-from p2t_jax._vectors import equinox_vectors, flax_vectors, haiku_vectors, infer_vectors, stacked
+from p2t_jax._vectors import (
+    equinox_vectors,
+    flax_vectors,
+    haiku_vectors,
+    infer_vectors,
+    named_vectors,
+    stacked,
+)
 from p2t_jax.initializers import from_profile, kaiming, reinitialize, to_grid
 from p2t_jax.permutations import (
     PermutationStatistics,
@@ -40,6 +47,7 @@ __all__ = [
     "kaiming",
     "keep_zeros",
     "laperm",
+    "named_vectors",
     "pack",
     "permutation_of",
     "permutation_statistics",

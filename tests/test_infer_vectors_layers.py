@@ -210,9 +210,7 @@ def hk_rnn(x):
 
 IMAGE = shape(1, 6, 6, 2)
 CASES: dict[str, Callable[[], Case]] = {
-    "linen Dense": lambda: linen(
-        Named(lambda: nn.Dense(3)), {"Dense_0/kernel": (0,)}, shape(2, 4)
-    ),
+    "linen Dense": lambda: linen(Named(lambda: nn.Dense(3)), {"Dense_0/kernel": (0,)}, shape(2, 4)),
     "linen DenseGeneral": lambda: linen(
         nn.DenseGeneral(3, axis=(-2, -1)), {"kernel": (0, 1)}, shape(2, 4, 5)
     ),
@@ -249,9 +247,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "linen norms": lambda: linen(
         nn.Sequential([nn.LayerNorm(), nn.GroupNorm(2), nn.RMSNorm(), nn.InstanceNorm()]), {}, IMAGE
     ),
-    "linen BatchNorm": lambda: linen(
-        nn.BatchNorm(), {}, IMAGE, use_running_average=False
-    ),
+    "linen BatchNorm": lambda: linen(nn.BatchNorm(), {}, IMAGE, use_running_average=False),
     "linen WeightNorm": lambda: linen(
         nn.WeightNorm(nn.Dense(3)), {"layer_instance/kernel": (0,)}, shape(2, 4)
     ),
@@ -304,13 +300,20 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "nnx attention": lambda: nnx_(
         lambda rngs: nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs),
-        {f"{name}/kernel": (0, 1) if name == "out" else (0,) for name in ("query", "key", "value", "out")},
+        {
+            f"{name}/kernel": (0, 1) if name == "out" else (0,)
+            for name in ("query", "key", "value", "out")
+        },
         shape(1, 3, 4),
     ),
     "nnx Einsum": lambda: nnx_(NnxEinsum, {"einsum/kernel": (1,)}, shape(1, 3, 4)),
     "nnx LSTM": lambda: nnx_(
         lambda rngs: nnx.RNN(nnx.LSTMCell(4, 3, rngs=rngs)),
-        {f"cell/{a}{b}/kernel": (0,) for a in "ih" for b in ("i", "f_" if a == "i" else "f", "g", "o")},
+        {
+            f"cell/{a}{b}/kernel": (0,)
+            for a in "ih"
+            for b in ("i", "f_" if a == "i" else "f", "g", "o")
+        },
         shape(2, 5, 4),
     ),
     "nnx GRU": lambda: nnx_(
@@ -353,9 +356,7 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "equinox recurrent": eqx_rnn,
     "equinox stack": eqx_stack,
-    "equinox Embedding": lambda: equinox(
-        eqx.nn.Embedding(7, 4, key=KEY), {}, shape(dtype="int32")
-    ),
+    "equinox Embedding": lambda: equinox(eqx.nn.Embedding(7, 4, key=KEY), {}, shape(dtype="int32")),
     "haiku MLP": lambda: haiku(
         lambda x: hk.nets.MLP([5, 3])(x),
         {"mlp/~/linear_0/w": (0,), "mlp/~/linear_1/w": (0,)},
@@ -383,13 +384,11 @@ CASES: dict[str, Callable[[], Case]] = {
         {"__layer_stack_no_per_layer/linear/w": (1,)},
         shape(2, 4),
     ),
-    "haiku Embed": lambda: haiku(
-        lambda i: hk.Embed(7, 4)(i), {}, shape(3, dtype="int32")
-    ),
+    "haiku Embed": lambda: haiku(lambda i: hk.Embed(7, 4)(i), {}, shape(3, dtype="int32")),
     "haiku Embed, one-hot": lambda: haiku(
         lambda i: hk.Embed(7, 4, lookup_style="ONE_HOT")(i), {}, shape(3, dtype="int32")
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

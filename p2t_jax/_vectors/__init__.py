@@ -12,7 +12,13 @@ from p2t_jax._vectors.paths import (
     positions,
     show,
 )
-from p2t_jax._vectors.rules import equinox_vectors, flax_vectors, haiku_vectors, stacked
+from p2t_jax._vectors.rules import (
+    equinox_vectors,
+    flax_vectors,
+    haiku_vectors,
+    named_vectors,
+    stacked,
+)
 
 __all__ = [
     "Axes",
@@ -27,6 +33,7 @@ __all__ = [
     "infer_vectors",
     "is_index",
     "named_leaves",
+    "named_vectors",
     "pair",
     "path_names",
     "positions",

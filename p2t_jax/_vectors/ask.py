@@ -40,7 +40,7 @@ def question(who: str, unknown: Sequence[Unknown], otherwise: str | None) -> str
     reasons: dict[str, list[str]] = {}
     for name, members in groups.items():
         for why in dict.fromkeys(member.why for member in members):
-            reasons.setdefault(why, []).append(name)
+            reasons.setdefault(why, []).append(name or show(()))
     because = [f"- {', '.join(names)}: {why}" for why, names in reasons.items()]
     number = f"{len(unknown)} parameters" if len(unknown) > 1 else show(unknown[0].path)
     return "\n".join(

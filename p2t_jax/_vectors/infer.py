@@ -44,7 +44,8 @@ def infer_vectors(
         and pass as `vectors`.
 
     Raises:
-        ValueError: If a parameter's use does not tell its axes, and `otherwise` does not either.
+        ValueError: If a parameter's use does not tell its axes, and `otherwise` does not either; if
+            there are no arrays among `inputs`.
 
     Example:
         >>> import jax, jax.numpy as jnp, p2t_jax as p2t
@@ -91,6 +92,11 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any) -> dict[int, list[U
             *jax.tree.unflatten(inputs_def, [traced.get(i, leaf) for i, leaf in enumerate(data)]),
         )
 
+    if not traced:
+        raise ValueError(
+            "inputs: expected arrays, or their shapes, that fn is given besides params, got "
+            f"{inputs!r}. What fn closes over is a constant to it."
+        )
     closed = jax.make_jaxpr(flat)(arrays, traced)
     values = [
         origins.Value(False, ((i, origins.parameter(leaf.shape)),))

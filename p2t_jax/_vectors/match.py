@@ -158,7 +158,7 @@ class VectorAxes(NamedTuple):
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, VectorAxes):
-            return NotImplemented
+            return False  # or a plain tuple would decide
         return self.axes_by_path == other.axes_by_path or "{}" in (
             self.axes_by_path,
             other.axes_by_path,

@@ -285,7 +285,12 @@ def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
 
 
 def _scan(self: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
-    consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    # The body has no first axis of what it takes and gives row by row. That tells all versions of
+    # JAX how many there are; the parameters do not.
+    body = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
+    n_rows = sum(_rank(a) != _rank(b) for a, b in zip(eqn.invars, body.invars, strict=True))
+    carried = sum(_rank(a) == _rank(b) for a, b in zip(eqn.outvars, body.outvars, strict=True))
+    consts = len(ins) - n_rows - carried
     fixed, carry, rows = ins[:consts], ins[consts : consts + carried], ins[consts + carried :]
     rows = [v.mapped(lambda dims: dims[1:]) for v in rows]
     outs = _fixpoint(self, eqn.params["jaxpr"], fixed, carry, rows)

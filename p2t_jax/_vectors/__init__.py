@@ -1,5 +1,6 @@
 """Which axes of a parameter are the incoming weights of one neuron (Section 1.1)."""
 
+from p2t_jax._vectors.combine import named_vectors, stacked
 from p2t_jax._vectors.infer import infer_vectors
 from p2t_jax._vectors.match import Remembered, VectorAxes, VectorSpec, pair, vector_axes
 from p2t_jax._vectors.paths import (
@@ -12,13 +13,7 @@ from p2t_jax._vectors.paths import (
     positions,
     show,
 )
-from p2t_jax._vectors.rules import (
-    equinox_vectors,
-    flax_vectors,
-    haiku_vectors,
-    named_vectors,
-    stacked,
-)
+from p2t_jax._vectors.rules import equinox_vectors, flax_vectors, haiku_vectors
 
 __all__ = [
     "Axes",

@@ -18,6 +18,7 @@ import jax.export
 import numpy as np
 
 from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
+from p2t_jax._vectors.combine import RULES, NamedVectors, named_rule
 from p2t_jax._vectors.paths import (
     Path,
     VectorRule,
@@ -29,7 +30,6 @@ from p2t_jax._vectors.paths import (
     show,
     unboxed,
 )
-from p2t_jax._vectors.rules import RULES, NamedVectors, named_rule
 
 VectorSpec: TypeAlias = VectorRule | str | Any  # a rule, its name, or a (prefix) tree of axes
 

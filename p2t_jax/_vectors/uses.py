@@ -353,7 +353,9 @@ def swallowed(name: str, ins: Sequence[Value], outs: int, uses: Uses) -> list[Va
     out: dict[int, Origin] = {}
     for value in ins:
         for p, origin in value.parameters:
-            if origin.kind in CONDITIONAL and value.depends:
+            if origin.kind in (PRODUCT, SUMMED) and name.startswith(("cumsum", "reduce_window")):
+                uses.unclear(p, "it is multiplied elementwise, and the products are summed")
+            elif origin.kind in CONDITIONAL and value.depends:
                 uses.elementwise(p)
             elif depends and origin.kind in (DIRECT, GAIN):
                 uses.unclear(p, f"it goes into {name}, an operation that is not known")

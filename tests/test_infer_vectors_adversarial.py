@@ -1,5 +1,6 @@
 """`infer_vectors` on bare JAX: the right axes or a question, never a wrong answer."""
 
+import functools
 from typing import Any
 
 import jax
@@ -205,6 +206,86 @@ NETWORKS: dict[str, tuple[Any, Any, tuple[Any, ...], Any]] = {
     "taps by hand, after a bias": (
         lambda w, x: x + w[0] * x + w[1] * jnp.roll(x, 1, 0),
         shape(2, 4),
+        (X,),
+        "asked",
+    ),
+    "taps in a scan": (
+        lambda w, x: jnp.tanh(
+            lax.scan(lambda c, wx: (c + wx[0] * wx[1], None), jnp.zeros(4), (w, x[:3]))[0]
+        ),
+        shape(3, 4),
+        (X,),
+        "asked",
+    ),
+    "rows in a loop": (
+        lambda w, x: lax.fori_loop(
+            0, 4, lambda i, c: c + x[:, i][:, None] * w[i], jnp.zeros((8, 3))
+        ),
+        W,
+        (X,),
+        "asked",
+    ),
+    "a residual stream's scales": (
+        lambda w, x: lax.scan(lambda x, w: (x + w * jnp.tanh(x), None), x, w)[0],
+        shape(5, 4),
+        (X,),
+        None,
+    ),
+    "a residual stream's scales, unrolled": (
+        lambda w, x: functools.reduce(lambda x, i: x + w[i] * jnp.tanh(x), range(5), x),
+        shape(5, 4),
+        (X,),
+        None,
+    ),
+    "scales of scanned layers": (
+        lambda w, x: lax.scan(lambda x, w: (jnp.tanh(x * w) + jnp.tanh(x * w), None), x, w)[0],
+        shape(5, 4),
+        (X,),
+        None,
+    ),
+    "summed cumulatively": (
+        lambda w, x: jnp.cumsum(x[:, :, None] * w, 1)[:, -1],
+        W,
+        (X,),
+        "asked",
+    ),
+    "softmax of it": (lambda w, x: x @ jax.nn.softmax(w, 0), W, (X,), (0,)),
+    "quantized": (
+        lambda w, x: x @ jnp.round(w / jnp.abs(w).max(0) * 127).astype("int8").astype("float32"),
+        W,
+        (X,),
+        (0,),
+    ),
+    "straight through": (
+        lambda w, x: x @ (w + lax.stop_gradient(jnp.sign(w) - w)),
+        W,
+        (X,),
+        (0,),
+    ),
+    "symmetrized": (lambda w, x: x @ (w + w.T), shape(4, 4), (X,), "asked"),
+    "orthogonalized": (lambda w, x: x @ jnp.linalg.qr(w)[0], shape(4, 4), (X,), "asked"),
+    "a Kronecker product": (
+        lambda w, x: x @ jnp.kron(w, np.ones((2, 3))),
+        shape(2, 2),
+        (X,),
+        (0,),
+    ),
+    "blocks on a diagonal": (
+        lambda w, x: x @ jax.scipy.linalg.block_diag(*w),
+        shape(2, 2, 3),
+        (X,),
+        (1,),
+    ),
+    "summed over its experts": (lambda w, x: x @ w.sum(0), shape(2, 4, 3), (X,), "asked"),
+    "two slices of the inputs": (
+        lambda w, x: jnp.tanh(x @ w[:4]) + x @ w[4:],
+        shape(8, 3),
+        (X,),
+        "asked",
+    ),
+    "a codebook": (
+        lambda w, x: w[jnp.argmin((w**2).sum(-1) - 2 * x @ w.T, -1)],
+        shape(5, 4),
         (X,),
         "asked",
     ),

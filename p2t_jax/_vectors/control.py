@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from p2t_jax._vectors import uses as meaning
 from p2t_jax._vectors.equations import rank_of, resized, shape_of
-from p2t_jax._vectors.origins import DATA, Value, mixed
+from p2t_jax._vectors.origins import DATA, SUMMED, Origin, Value, mixed
 from p2t_jax._vectors.uses import Uses
 
 
@@ -27,7 +27,7 @@ def _scan(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
     carried = sum(rank_of(a) == rank_of(b) for a, b in zip(eqn.outvars, body.outvars, strict=True))
     consts = len(ins) - n_rows - carried
     fixed, carry, rows = ins[:consts], ins[consts : consts + carried], ins[consts + carried :]
-    rows = [v.mapped(lambda dims: dims[1:]) for v in rows]
+    rows = [_row(v) for v in rows]
     outs = _fixpoint(walk, eqn.params["jaxpr"], fixed, carry, rows)
     stacked = []
     for value in outs[carried:]:
@@ -44,6 +44,16 @@ def _scan(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
     return outs[:carried] + stacked
 
 
+def _row(value: Value) -> Value:
+    """One of the rows that a scan takes."""
+
+    def one(origin: Origin) -> Origin:
+        here = origin.mapped(lambda dims: dims[1:])
+        return here._replace(slices=(*here.slices, "a row")) if origin.dims else here
+
+    return value._replace(origins=tuple((p, one(o)) for p, o in value.origins))
+
+
 def _fixpoint(
     walk: Walk, jaxpr: Any, fixed: list[Value], carry: list[Value], rows: list[Value]
 ) -> list[Value]:
@@ -52,11 +62,21 @@ def _fixpoint(
         outer, walk.uses = walk.uses, Uses()
         outs = walk.run(jaxpr, [*fixed, *carry, *rows])
         inner, walk.uses = walk.uses, outer
-        new = [_either(a, b, walk.uses) for a, b in zip(carry, outs, strict=False)]
+        new = [_either(a, _earlier(b), walk.uses) for a, b in zip(carry, outs, strict=False)]
         if new == carry:
             walk.uses.found |= inner.found
             return [*new, *outs[len(carry) :]]
         carry = new
+
+
+def _earlier(value: Value) -> Value:
+    """A value at the start of the next turn of a loop: terms of a sum are of other slices then."""
+    return value._replace(
+        origins=tuple(
+            (p, o._replace(slices=("an earlier turn",)) if o.kind == SUMMED else o)
+            for p, o in value.origins
+        )
+    )
 
 
 def _either(a: Value, b: Value, uses: Uses) -> Value:

@@ -127,23 +127,25 @@ def _decided(leaf: Any, uses: list[Use]) -> tuple[int, ...] | str | None:
     """The axes of a parameter from its uses, or the reason why they are not known."""
     if not _is_parameter(leaf):
         return None
+    kinds = {use.kind for use in uses}
     unclear = sorted({use.why for use in uses if use.kind == "unclear"})
+    if "accumulated" in kinds and "elementwise" not in kinds:
+        unclear.append("slices of it are multiplied elementwise, and the products added")
     if unclear:
         return "; ".join(unclear)
     axes = {use.axes for use in uses if use.kind == "contracted"}
     # Whether an axis of size 1 belongs to a vector makes no difference.
     different = {tuple(a for a in those if leaf.shape[a] != 1) for those in axes}
-    elementwise = any(use.kind == "elementwise" for use in uses)
     if len(different) > 1:
         return f"it is contracted along axes {' and '.join(map(str, sorted(different)))}"
-    if axes and elementwise:
+    if axes and "elementwise" in kinds:
         return (
             f"it is contracted along axes {min(axes)}, and also looked up, added or multiplied "
             "elementwise"
         )
     if axes:
         return max(axes, key=len)
-    if elementwise:
+    if "elementwise" in kinds:
         return None
     indirect = sorted({use.why for use in uses})
     return "; ".join(indirect) or "it meets nothing that depends on the inputs"

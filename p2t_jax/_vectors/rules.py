@@ -68,7 +68,7 @@ def flax_vectors(path: Path, leaf: Any) -> Axes:
         ValueError: If name and shape do not tell where the vectors lie.
 
     Example:
-        >>> flax_vectors(("Conv_0", "kernel"), jax.ShapeDtypeStruct((3, 3, 8, 16), "float32"))
+        >>> flax_vectors(("Conv_0", "kernel"), np.zeros((3, 3, 8, 16)))
         (0, 1, 2)
     """
     name, module = _last_names(path)

@@ -62,6 +62,14 @@ def tables(record: Record):
     return {"initial_profiles": table(["initial weights", "test accuracy"], rows)}
 
 
+def overview(record: Record):
+    return [
+        ["LAPerm (k = 20), MNIST, normal weights", "", record.last(NORMAL)],
+        ["the same, profiles of a trained network", "", record.last(TRAINED)],
+        ["the same, Adam from normal weights", "", record.last(ADAM)],
+    ]
+
+
 def draw(record: Record):
     """The accuracy at the end of each run, a row of dots for each profile."""
     figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")

@@ -3,9 +3,10 @@
     python examples/paper/fully_connected.py --data-dir DIR [--seeds 5]
     python examples/paper/fully_connected.py --data-dir DIR --search TRIALS
 
-SGPerm and Adam, each with the paper's hyperparameters and with searched ones (Figure 10). `--search`
-is that search: as many trials for Adam as for SGPerm, on 50,000 training images of MNIST, judged by
-the other 10,000; it does not look at test images. Trials that its record has are not repeated.
+SGPerm and Adam, each with the paper's hyperparameters and with searched ones (Figure 10).
+`--search` is that search: as many trials for Adam as for SGPerm, on 50,000 training images of
+MNIST, judged by the other 10,000; it does not look at test images. Trials in its record are not
+repeated.
 """
 
 import jax

@@ -15,7 +15,7 @@ import p2t_jax as p2t
 from common import data, figures, models, training
 from common.algorithm_1 import every_weight_and_bias, sgperm
 from common.experiment import Experiment, mnist, parser
-from common.records import Record, spread, table
+from common.records import Record, table
 from p2t_jax import plots
 
 HYPERPARAMETERS = {"alpha_0": 0.15, "beta_1": 0.99}

@@ -1,4 +1,4 @@
-"""Section 5.2.1: ResNet20 on CIFAR-10 by LAPerm and by Adam, 200 epochs (Figure 11).
+r"""Section 5.2.1: ResNet20 on CIFAR-10 by LAPerm and by Adam, 200 epochs (Figure 11).
 
     python examples/paper/resnet20.py --data-dir DIR [--epochs 200] [--sync-period 10 400]
         [--only NAME ...]
@@ -6,9 +6,9 @@
 The paper finds k = 10 frustrating, its authors' follow-up uses 400 to 1,000. With fewer epochs the
 learning rate falls earlier in proportion. Two runs at once without an accelerator:
 
-    taskset -c 0 python examples/paper/resnet20.py --epochs 10 --sync-period 10 400 \\
+    taskset -c 0 python examples/paper/resnet20.py --epochs 10 --sync-period 10 400 \
         --only "LAPerm, k = 10" Adam
-    taskset -c 1 python examples/paper/resnet20.py --epochs 10 --sync-period 10 400 \\
+    taskset -c 1 python examples/paper/resnet20.py --epochs 10 --sync-period 10 400 \
         --only "LAPerm, k = 400"
 """
 

@@ -93,8 +93,9 @@ def main():
 
     windows = {"random weights": start.params, **windows, "Adam alone": random.params}
     rows, columns = WINDOW.values()
+    shares = {k: round(float(np.mean(moved[k])), 4) for k in SYNC_PERIODS}
     experiment.finish(
-        {f"zeros moved in phase 1, k = {k}": round(float(np.mean(moved[k])), 4) for k in SYNC_PERIODS},
+        {f"zeros moved in phase 1, k = {k}": share for k, share in shares.items()},
         {what: params["Dense_0"]["kernel"][rows, columns] for what, params in windows.items()},
     )
 
@@ -124,7 +125,11 @@ def tables(record: Record):
 
 def overview(record: Record):
     return [
-        ["rewiring, reconnected (k = 30)", "above the random one", record.last(reconnected_name(30))],
+        [
+            "rewiring, reconnected (k = 30)",
+            "above the random one",
+            record.last(reconnected_name(30)),
+        ],
         ["the same, k = 300", "", record.last(reconnected_name(300))],
         ["rewiring, random", "", record.last(RANDOM)],
     ]
@@ -141,8 +146,8 @@ def draw_curves(record):
         for k, line in zip(SYNC_PERIODS, ("--", "-"), strict=True):
             label = f"LAPerm (k = {k}), then Adam"
             phases = [record.curves(laperm_name(k)), record.curves(reconnected_name(k))]
-            batches, accuracy = (np.concatenate(part, axis=-1) for part in zip(*phases, strict=True))
-            figures.band(ax, batches, accuracy, "LAPerm", label, error=error, linestyle=line)
+            curve = [np.concatenate(part, axis=-1) for part in zip(*phases, strict=True)]
+            figures.band(ax, *curve, "LAPerm", label, error=error, linestyle=line)
         figures.curve(ax, record, RANDOM, "Adam", "Adam alone", error=error)
         ax.axvline(SWITCH, color="0.6", linewidth=0.8)
     figures.error_axis(whole, 0.018, 0.1)

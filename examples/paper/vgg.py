@@ -1,4 +1,4 @@
-"""Section 5.2.2: a VGG-style network on CIFAR-10, 1,000 epochs (Figure 12).
+r"""Section 5.2.2: a VGG-style network on CIFAR-10, 1,000 epochs (Figure 12).
 
     python examples/paper/vgg.py --data-dir DIR [--epochs 1000] [--sync-period 10 10-782]
         [--only NAME ...]
@@ -7,7 +7,7 @@ LAPerm without any regularization; Adam with L2 and dropout as in the paper, and
 epochs the learning rate falls earlier in proportion. Without an accelerator a few epochs are a
 matter of hours; two runs at once, each on a core of its own, take no longer than one:
 
-    taskset -c 0 python examples/paper/vgg.py --epochs 20 --sync-period 10 10-782 \\
+    taskset -c 0 python examples/paper/vgg.py --epochs 20 --sync-period 10 10-782 \
         --only "LAPerm, k = 10" "LAPerm, k = 10 to 782"
     taskset -c 1 python examples/paper/vgg.py --epochs 20 --sync-period 10 10-782 --only Adam
 """

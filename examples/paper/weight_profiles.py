@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import p2t_jax as p2t
-from common import data, figures, models
+from common import data, models
 from common.experiment import Experiment, mnist, parser
 from common.records import Record, spread, table
 
@@ -43,9 +43,11 @@ def main():
         similarity["after"].append(by_layer(run.params, sort=True))
         similarity["after, not sorted"].append(by_layer(run.params, sort=False))
         arrays = arrays or quantiles(run)
-    means = {when: np.round(np.mean(values, axis=0), 4).tolist() for when, values in similarity.items()}
-    experiment.finish({when: dict(zip(LAYERS, mean, strict=True)) for when, mean in means.items()},
-                      arrays)  # fmt: skip
+    measured = {}
+    for when, values in similarity.items():
+        means = np.round(np.mean(values, axis=0), 4).tolist()
+        measured[when] = dict(zip(LAYERS, means, strict=True))
+    experiment.finish(measured, arrays)
 
 
 def by_layer(params, sort):

@@ -33,7 +33,7 @@ def arguments(doc: str, epochs: int) -> argparse.Namespace:
 
 
 def period(text: str) -> tuple[int, int]:
-    """k at the beginning and at the end of training: "10" or "10-1000"."""
+    """The sync period at the beginning and at the end of training: "10" or "10-1000"."""
     first, _, last = text.partition("-")
     return int(first), int(last or first)
 

@@ -1,4 +1,4 @@
-"""Records of the runs, in JSON: all that the tables and figures of docs/results.md are made from."""
+"""Records of the runs, in JSON: what the tables and figures of docs/results.md are made from."""
 
 import base64
 import json

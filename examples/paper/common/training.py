@@ -218,14 +218,15 @@ def fit(
     checkpoints: Checkpoints | None = None,
     one_call: bool = True,
 ) -> Run:
-    """Train from `start`; evaluate after certain numbers of mini-batches, the last of which ends it.
+    """Train from `start` and evaluate on the way.
 
     Args:
         model: a Flax module called with `train=True` or `False`.
         tx: the optimizer that `start.opt_state` is of.
         data: what to train and test on.
         start: where to start; `start.step` counts, so that a second phase goes on counting.
-        evaluate_at: mini-batches before each evaluation, ascending; 0 is before training.
+        evaluate_at: mini-batches before each evaluation, ascending; 0 is before training, and the
+            last ends it.
         seed: of the order of the images, of augmentation and dropout.
         batch_size: images in a mini-batch.
         description: for the progress bar.

@@ -1,56 +1,43 @@
-"""Train neural networks by permuting their weights (Qiu & Suda, 2020)."""
+"""Train neural networks by permuting their weights (Qiu & Suda, 2020).
 
+The optimizers `laperm` and `sgperm`, and what a training script needs beside them. Tools of study
+are in `initializers`, `permutations`, `profiles`, `sparse`, `storage` and `plots`. The last one
+needs Matplotlib and has to be imported: `import p2t_jax.plots`.
+"""
+
+from p2t_jax import initializers, permutations, profiles, sparse, storage
 from p2t_jax._exact import is_permutation, permuted_params
 from p2t_jax._laperm import SynchronizeState, laperm, synchronize
 from p2t_jax._sgperm import CyclePermutationState, cycle_permutation, sgperm
 from p2t_jax._vectors import equinox_vectors, flax_vectors, haiku_vectors, stacked
-from p2t_jax.initializers import from_profile, kaiming, reinitialize, to_grid
-from p2t_jax.permutations import (
-    PermutationStatistics,
-    UpdateStatistics,
-    compose_permutations,
-    cycle_labels,
-    cycle_lengths,
-    invert_permutation,
-    permutation_of,
-    permutation_statistics,
-    update_statistics,
-)
-from p2t_jax.profiles import profile_similarity, weight_profiles
+from p2t_jax.initializers import reinitialize
 from p2t_jax.sparse import KeepZerosState, keep_zeros, prune
 from p2t_jax.storage import pack, unpack
+
+__version__ = "0.1.0"
 
 __all__ = [
     "CyclePermutationState",
     "KeepZerosState",
-    "PermutationStatistics",
     "SynchronizeState",
-    "UpdateStatistics",
-    "compose_permutations",
-    "cycle_labels",
-    "cycle_lengths",
     "cycle_permutation",
     "equinox_vectors",
     "flax_vectors",
-    "from_profile",
     "haiku_vectors",
-    "invert_permutation",
+    "initializers",
     "is_permutation",
-    "kaiming",
     "keep_zeros",
     "laperm",
     "pack",
-    "permutation_of",
-    "permutation_statistics",
+    "permutations",
     "permuted_params",
-    "profile_similarity",
+    "profiles",
     "prune",
     "reinitialize",
     "sgperm",
+    "sparse",
     "stacked",
+    "storage",
     "synchronize",
-    "to_grid",
     "unpack",
-    "update_statistics",
-    "weight_profiles",
 ]

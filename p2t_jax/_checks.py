@@ -1,5 +1,6 @@
-"""What is asked of arguments: real numbers, trees that are not empty, trees that match."""
+"""Validation of arguments: real numbers, random keys, trees that are not empty or that match."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -29,10 +30,41 @@ def real_scalar(name: str, value: Any) -> float | None:
     else:
         real = isinstance(value, int | float) and not isinstance(value, bool)
     if not real:
-        raise TypeError(f"{name}: give a real number or a schedule of one, not {value!r}.")
+        raise TypeError(f"{name}: expected a real number, got {value!r}.")
     if np.ndim(value):
-        raise ValueError(f"{name}: give a single number, not an array of shape {value.shape}.")
+        raise ValueError(f"{name}: expected a single number, got an array of shape {value.shape}.")
     return None if isinstance(value, jax.core.Tracer) else float(value)
+
+
+def random_key(name: str, key: Any) -> jax.Array:
+    """A typed key of `jax.random`, from anything that stands for one.
+
+    Args:
+        name: what the argument is called, for the error.
+        key: a typed key, the raw data of one (uint32, as `jax.random.PRNGKey` returns) or an
+            integer seed; each may be traced.
+
+    Returns:
+        A scalar array of keys.
+
+    Raises:
+        TypeError: If it is none of these.
+    """
+    dtype, shape = getattr(key, "dtype", None), np.shape(key)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if not shape:
+            return jnp.asarray(key)
+    elif not shape and (
+        isinstance(key, int) if dtype is None else jnp.issubdtype(dtype, jnp.integer)
+    ):
+        if not isinstance(key, bool):
+            return jax.random.key(key)
+    elif dtype == jnp.uint32 and len(shape) == 1:
+        with contextlib.suppress(TypeError, ValueError):  # not of the length of a key
+            wrapped: jax.Array = jax.random.wrap_key_data(jnp.asarray(key))
+            return wrapped
+    given = repr(key) if dtype is None else f"{dtype}{list(shape)}"
+    raise TypeError(f"{name}: expected a key of jax.random or an integer seed, got {given}.")
 
 
 def not_empty(params: Any) -> None:

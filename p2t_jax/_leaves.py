@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import NamedSharding, PartitionSpec
 
-from p2t_jax._vectors import Path, VectorSpec, path_names, show, vector_axes
+from p2t_jax._vectors import Path, VectorSpec, pair, path_names, show, vector_axes
 
 Axes: TypeAlias = tuple[int, ...]
 
@@ -93,19 +93,46 @@ def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list
     for (key_path, leaf), other in zip(with_path, leaves, strict=True):
         if other is None:
             continue
-        if np.shape(leaf) != np.shape(other) or (dtypes and leaf.dtype != other.dtype):
+        if np.shape(leaf) != np.shape(other) or (dtypes and dtype_of(leaf) != dtype_of(other)):
             raise mismatch(name, path_names(key_path), other, leaf)
     return leaves
+
+
+def entries(name: str, spec: Any, params: Any) -> list[Any]:
+    """What a (prefix) tree has for each parameter, in the order of `jax.tree.leaves(params)`.
+
+    Args:
+        name: the argument that `spec` came in, for the error.
+        spec: a tree that is matched as a tree of axes is, or one entry for all parameters.
+        params: the parameters.
+
+    Raises:
+        ValueError: If the trees do not match.
+    """
+    try:
+        return [entry for _, _, entry in pair(spec, params, ())]
+    except ValueError as error:
+        raise ValueError(f"{name}: must be a tree that matches params: {error}") from None
+
+
+def dtype_of(leaf: Any) -> np.dtype[Any]:
+    """The dtype of a leaf, also of one that is no array."""
+    # Not `result_type` alone, which says float32 of a float64 NumPy array.
+    dtype: np.dtype[Any] = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+    return dtype
+
+
+def wide(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """The dtype to compute with: float64 if it is that, else float32."""
+    # Not `jnp.promote_types`, which strict promotion forbids.
+    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
 
 def mismatch(name: str, path: Path, leaf: Any, param: Any) -> ValueError:
     """The error for a tree with a leaf that does not fit the parameter in its place."""
 
     def describe(x: Any) -> str:
-        if x is None:
-            return "nothing"
-        # Not `result_type` alone, which says float32 of a float64 NumPy array.
-        return f"{getattr(x, 'dtype', None) or jnp.result_type(x)}{list(np.shape(x))}"
+        return "nothing" if x is None else f"{dtype_of(x)}{list(np.shape(x))}"
 
     return ValueError(
         f"{name}: does not match params: {describe(leaf)} at {show(path)}, but params has "
@@ -173,6 +200,11 @@ def row_axis(shape: Sequence[int], axes: Axes) -> int | None:
     """The axis along which vectors are shared between devices: the longest outside the vectors."""
     others = [axis for axis in range(len(shape)) if axis not in axes]
     return max(others, key=lambda axis: shape[axis], default=None)
+
+
+def copy(leaf: Any) -> Any:
+    """A JAX array of one's own: donating either array keeps the other. All else is returned."""
+    return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array | np.ndarray) else leaf
 
 
 def placed_like(leaf: Any, new: Any) -> Any:

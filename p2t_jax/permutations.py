@@ -1,16 +1,13 @@
-"""Permutations as arrays of sources: what moved where."""
+"""Permutations as arrays of sources: which weight moved where."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from p2t_jax import _checks
-from p2t_jax._host import per_row as host
-from p2t_jax._vectors import VectorSpec, flax_vectors, path_names, vector_axes
-from p2t_jax.profiles import as_rows
+from p2t_jax import _leaves
+from p2t_jax._vectors import VectorSpec, flax_vectors
 
 
 def permutation_of(
@@ -18,180 +15,164 @@ def permutation_of(
 ) -> optax.Params:
     r"""The permutation that took the initial weights to where they are now.
 
-    For each weight vector :math:`\theta` it is the array of *sources*: place i has the weight that
+    For each weight vector :math:`\theta` it is an array of *sources*: place i has the weight that
     was at place source[i],
 
     .. math:: \theta_t[i] = \theta_0[source[i]].
 
-    Weights are told apart by their bits. The j-th of several equal ones is the j-th of them before:
-    equal weights never pass each other.
+    Weights are equal if their bits are. Ties keep their order: the j-th of several equal weights
+    was the j-th of them before.
 
     Args:
-        params: the parameters, permuted: for instance `permuted_params(state, params)`.
-        initial_params: what they were before; of the same structure, shapes and dtypes.
-        vectors: where the weight vectors lie, see `laperm`.
+        params: The parameters, permuted: for instance `permuted_params(state, params)`.
+        initial_params: The parameters before; of the same structure, shapes and dtypes.
+        vectors: Which axes form weight vectors, see `laperm`.
 
     Returns:
         A tree like `params`: int32 (..., n) for vectors of n weights, whose places are numbered in
-        row-major order; None for all else. The axes before the last are those of the parameter that
-        enumerate vectors. Under a transformation such as `jit`, where values cannot be checked, -1
-        throughout a vector that is no permutation of the initial one.
+        row-major order; None for other parameters. The leading axes are those of the parameter that
+        enumerate vectors. Under a transformation such as `jit`, where values cannot be checked, a
+        vector that is not a permutation of the initial one is -1 throughout.
 
     Raises:
-        ValueError: If the two trees are not alike, or a weight vector is no permutation.
+        TypeError: If a weight vector is not of a floating dtype.
+        ValueError: If the two trees do not match, or a weight vector is not a permutation.
 
     Example:
         >>> import jax.numpy as jnp, p2t_jax as p2t
         >>> before = {"kernel": jnp.array([[1.0], [2.0], [3.0]])}
         >>> after = {"kernel": jnp.array([[3.0], [1.0], [2.0]])}
-        >>> p2t.permutation_of(after, before)["kernel"]
+        >>> p2t.permutations.permutation_of(after, before)["kernel"]
         Array([[2, 0, 1]], dtype=int32)
     """
-    axes = {i: a for i, a in enumerate(vector_axes(vectors, params)) if a is not None}
-    with_path, treedef = jax.tree_util.tree_flatten_with_path(params)
-    then = _checks.matching_leaves("initial_params", initial_params, params, dtypes=True)
-
-    def wide_bits(leaf: Any) -> jax.Array:
-        bits = _bits(jnp.asarray(leaf))
-        return bits.astype(jnp.promote_types(bits.dtype, jnp.int32))
-
-    found = host.per_row(
-        _sources_kernel,
-        _sources,
-        list(axes.values()),
-        [wide_bits(with_path[i][1]) for i in axes],
-        [wide_bits(then[i]) for i in axes],
-    )
-    sources: list[jax.Array | None] = [None] * len(then)
-    for (i, leaf_axes), source in zip(axes.items(), found, strict=True):
+    then = _leaves.matching("initial_params", initial_params, params, dtypes=True)
+    sources: list[jax.Array | None] = []
+    for leaf, initial in zip(_leaves.walk(params, vectors), then, strict=True):
+        if leaf.axes is None:
+            sources.append(None)
+            continue
+        rows = (_leaves.to_rows(_bits(array), leaf.axes) for array in (leaf.array, initial))
+        source = _sources(*rows)
         if not isinstance(source, jax.core.Tracer) and (source < 0).any():
-            path = "/".join(path_names(with_path[i][0])) or "the root of the tree"
             raise ValueError(
-                f"params: {path} is no permutation of its initial weights. Training adds updates, "
-                "with rounding: give permuted_params(state, params)."
+                f"params: {leaf.name} is not a permutation of its initial weights. Training adds "
+                "updates, which rounds: pass permuted_params(state, params)."
             )
-        sources[i] = as_rows(source.astype(jnp.int32), leaf_axes)
-    return jax.tree.unflatten(treedef, sources)
+        sources.append(source)
+    return jax.tree.unflatten(jax.tree.structure(params), sources)
 
 
-def _bits(leaf: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(leaf, f"int{8 * leaf.dtype.itemsize}")
+def _bits(array: Any) -> jax.Array:
+    array = jnp.asarray(array)
+    return jax.lax.bitcast_convert_type(array, f"int{8 * array.dtype.itemsize}")
 
 
-def _sources_kernel(now: host.Array, then: host.Array, out: host.Array) -> None:
-    order_now = np.argsort(now, axis=-1, kind="stable")
-    order_then = np.argsort(then, axis=-1, kind="stable")
-    same = np.take_along_axis(now, order_now, -1) == np.take_along_axis(then, order_then, -1)
-    order_then[~same.all(axis=-1)] = -1
-    np.put_along_axis(out, order_now, order_then.astype(out.dtype), axis=-1)
-
-
+@jax.jit
 def _sources(now: jax.Array, then: jax.Array) -> jax.Array:
-    def one(now: jax.Array, then: jax.Array) -> jax.Array:
+    def of_vector(now: jax.Array, then: jax.Array) -> jax.Array:
         order_now, order_then = jnp.argsort(now, stable=True), jnp.argsort(then, stable=True)
         same = (now[order_now] == then[order_then]).all()
-        sources = jnp.where(same, order_then, -1).astype(now.dtype)
-        return jnp.zeros_like(now).at[order_now].set(sources, unique_indices=True)
+        sources = jnp.where(same, order_then, -1).astype(jnp.int32)
+        return jnp.zeros_like(sources).at[order_now].set(sources, unique_indices=True)
 
-    for _ in range(now.ndim - 1):
-        one = jax.vmap(one)
-    return one(now, then)
+    sources: jax.Array = jnp.vectorize(of_vector, signature="(n),(n)->(n)")(now, then)
+    return sources
 
 
-def compose_permutations(later: jax.typing.ArrayLike, earlier: jax.typing.ArrayLike) -> jax.Array:
+def compose(later: jax.typing.ArrayLike, earlier: jax.typing.ArrayLike) -> jax.Array:
     """One permutation after another.
 
     Args:
-        later: sources, (..., n) integers: where each weight was after the earlier permutation.
-        earlier: sources, (..., n): where the weight that then was at a place had come from.
+        later: Sources, (..., n) integers: where each weight was after the earlier permutation.
+        earlier: Sources, (..., n) integers: where that weight had been before.
 
     Returns:
-        Sources, (..., n): `earlier[later]`, vector by vector.
+        The sources of both, (..., n): `earlier[later]` for each vector.
 
     Raises:
-        TypeError: If an argument is not of integers.
-        ValueError: If one has no axis, or they differ in n.
+        TypeError: If an argument is not of an integer dtype.
+        ValueError: If one is a scalar, or they differ in n.
 
     Example:
         >>> import jax.numpy as jnp, p2t_jax as p2t
-        >>> p2t.compose_permutations(jnp.array([1, 0, 2]), jnp.array([2, 0, 1]))
+        >>> p2t.permutations.compose(jnp.array([1, 0, 2]), jnp.array([2, 0, 1]))
         Array([0, 2, 1], dtype=int32)
     """
-    second, first = _checked_sources("later", later), _checked_sources("earlier", earlier)
+    second, first = _checked("later", later), _checked("earlier", earlier)
     if second.shape[-1] != first.shape[-1]:
         raise ValueError(
-            f"earlier: it permutes vectors of {first.shape[-1]} weights, and later vectors of "
-            f"{second.shape[-1]}."
+            f"earlier: expected vectors of {second.shape[-1]} weights, as in later, got "
+            f"{first.shape[-1]}."
         )
-    first, second = jnp.broadcast_arrays(first, second)
+    shape = jnp.broadcast_shapes(first.shape, second.shape)
+    first, second = jnp.broadcast_to(first, shape), jnp.broadcast_to(second, shape)
     return jnp.take_along_axis(first, second, axis=-1)
 
 
-def invert_permutation(source: jax.typing.ArrayLike) -> jax.Array:
-    """Where each weight went, from where the weight at each place came from; and the reverse.
+def invert(source: jax.typing.ArrayLike) -> jax.Array:
+    """The inverse of a permutation: turns sources into destinations, or back.
 
     Args:
-        source: (..., n) integers, as `permutation_of` gives them.
+        source: (..., n) integers, as returned by `permutation_of`.
 
     Returns:
-        Destinations, (..., n): place i's weight went to destination[i].
+        Destinations, (..., n): the weight at place i went to place destination[i].
 
     Raises:
-        TypeError: If `source` is not of integers.
-        ValueError: If it has no axis.
+        TypeError: If `source` is not of an integer dtype.
+        ValueError: If it is a scalar.
 
     Example:
         >>> import jax.numpy as jnp, p2t_jax as p2t
-        >>> p2t.invert_permutation(jnp.array([2, 0, 1]))
+        >>> p2t.permutations.invert(jnp.array([2, 0, 1]))
         Array([1, 2, 0], dtype=int32)
     """
-    return jnp.argsort(_checked_sources("source", source), axis=-1)
+    return jnp.argsort(_checked("source", source), axis=-1)
 
 
 def cycle_labels(source: jax.typing.ArrayLike) -> jax.Array:
-    """Which cycle each place lies on (Section 2.2): two places have the same label if on the same.
+    """Which cycle each place is on (Section 2.2): places on the same cycle have the same label.
 
     Args:
-        source: (..., n) integers, as `permutation_of` gives them.
+        source: (..., n) integers, as returned by `permutation_of`.
 
     Returns:
-        (..., n): the first place of the cycle. A fixed point is its own, and alone.
+        (..., n): the first place of the cycle. A fixed point is a cycle of one.
 
     Raises:
-        TypeError: If `source` is not of integers.
-        ValueError: If it has no axis.
+        TypeError: If `source` is not of an integer dtype.
+        ValueError: If it is a scalar.
 
     Example:
         >>> import jax.numpy as jnp, p2t_jax as p2t
-        >>> p2t.cycle_labels(jnp.array([3, 1, 4, 0, 2]))  # 0 and 3, 1 alone, 2 and 4
+        >>> p2t.permutations.cycle_labels(jnp.array([3, 1, 4, 0, 2]))  # 0 and 3, 1, 2 and 4
         Array([0, 1, 2, 0, 2], dtype=int32)
     """
-    ahead = _checked_sources("source", source)
-    n = ahead.shape[-1]
-    labels = jnp.broadcast_to(jnp.arange(n, dtype=ahead.dtype), ahead.shape)
+    ahead = _checked("source", source)
+    labels = _places(ahead)
     # Pointer doubling: a label is the first of 1, 2, 4, ... places along the cycle.
-    for _ in range((n - 1).bit_length()):
+    for _ in range((ahead.shape[-1] - 1).bit_length()):
         labels = jnp.minimum(labels, jnp.take_along_axis(labels, ahead, axis=-1))
         ahead = jnp.take_along_axis(ahead, ahead, axis=-1)
     return labels
 
 
 def cycle_lengths(source: jax.typing.ArrayLike) -> jax.Array:
-    """How long the cycle is that each place lies on: 1 for a fixed point.
+    """The length of the cycle that each place is on: 1 for a fixed point.
 
     Args:
-        source: (..., n) integers, as `permutation_of` gives them.
+        source: (..., n) integers, as returned by `permutation_of`.
 
     Returns:
         (..., n) integers.
 
     Raises:
-        TypeError: If `source` is not of integers.
-        ValueError: If it has no axis.
+        TypeError: If `source` is not of an integer dtype.
+        ValueError: If it is a scalar.
 
     Example:
         >>> import jax.numpy as jnp, p2t_jax as p2t
-        >>> p2t.cycle_lengths(jnp.array([3, 1, 4, 0, 2]))
+        >>> p2t.permutations.cycle_lengths(jnp.array([3, 1, 4, 0, 2]))
         Array([2, 1, 2, 2, 2], dtype=int32)
     """
 
@@ -203,14 +184,14 @@ def cycle_lengths(source: jax.typing.ArrayLike) -> jax.Array:
 
 
 class PermutationStatistics(NamedTuple):
-    """What a permutation moved: one number a weight vector, (...,).
+    """What a permutation moved: one number for each weight vector, (...,).
 
     Attributes:
-        fixed_points: weights at the place where they began; 1 on average, if all is random.
-        cycles: cycles of two or more weights.
-        longest_cycle: weights on the longest cycle.
-        mean_distance: places from where a weight began, averaged over all; about n / 3, if all is
-            random.
+        fixed_points: Weights that are where they began; of a random permutation, 1 on average.
+        cycles: Cycles of two or more weights.
+        longest_cycle: Weights on the longest cycle.
+        mean_distance: How many places a weight has moved, averaged over all weights; about n / 3
+            in a random permutation.
     """
 
     fixed_points: jax.Array
@@ -219,32 +200,31 @@ class PermutationStatistics(NamedTuple):
     mean_distance: jax.Array
 
 
-def permutation_statistics(source: jax.typing.ArrayLike) -> PermutationStatistics:
+def statistics(source: jax.typing.ArrayLike) -> PermutationStatistics:
     """Fixed points, cycles and distances of permutations.
 
     Args:
-        source: (..., n) integers, n > 0, as `permutation_of` gives them.
+        source: (..., n) integers, n > 0, as returned by `permutation_of`.
 
     Returns:
         `PermutationStatistics`, one number for each vector.
 
     Raises:
-        TypeError: If `source` is not of integers.
-        ValueError: If it has no axis, or n is 0.
+        TypeError: If `source` is not of an integer dtype.
+        ValueError: If it is a scalar, or n is 0.
 
     Example:
         >>> import jax.numpy as jnp, p2t_jax as p2t
-        >>> moved = p2t.permutation_statistics(jnp.array([3, 1, 4, 0, 2]))
+        >>> moved = p2t.permutations.statistics(jnp.array([3, 1, 4, 0, 2]))
         >>> int(moved.fixed_points), int(moved.cycles), int(moved.longest_cycle)
         (1, 2, 2)
         >>> float(moved.mean_distance)
         2.0
     """
-    places = _checked_sources("source", source)
-    n = places.shape[-1]
-    if n == 0:
-        raise ValueError(f"source: there is nothing to permute in shape {places.shape}.")
-    here = jnp.arange(n, dtype=places.dtype)
+    places = _checked("source", source)
+    if places.shape[-1] == 0:
+        raise ValueError(f"source: expected vectors of one or more weights, got {places.shape}.")
+    here = _places(places)
     fixed = (places == here).sum(axis=-1)
     return PermutationStatistics(
         fixed_points=fixed,
@@ -254,12 +234,17 @@ def permutation_statistics(source: jax.typing.ArrayLike) -> PermutationStatistic
     )
 
 
-def _checked_sources(name: str, source: jax.typing.ArrayLike) -> jax.Array:
+def _places(source: jax.Array) -> jax.Array:
+    """0 to n - 1 for each vector."""
+    return jax.lax.broadcasted_iota(source.dtype, source.shape, source.ndim - 1)
+
+
+def _checked(name: str, source: jax.typing.ArrayLike) -> jax.Array:
     array = jnp.asarray(source)
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name}: a permutation is an array of integers, not of {array.dtype}.")
+        raise TypeError(f"{name}: expected an array of integers, got {array.dtype}.")
     if array.ndim == 0:
-        raise ValueError(f"{name}: give a permutation, (n,), or several, (..., n), not a scalar.")
+        raise ValueError(f"{name}: expected a permutation, (n,), or several, (..., n), got ().")
     return array
 
 
@@ -267,8 +252,8 @@ class UpdateStatistics(NamedTuple):
     """How much one step changed: scalars.
 
     Attributes:
-        sparsity: the fraction of all weights that did not change.
-        size: the mean absolute change of those that did; 0 if none did.
+        sparsity: The fraction of all weights that did not change.
+        size: The mean absolute change of those that did; 0 if none did.
     """
 
     sparsity: jax.Array
@@ -278,33 +263,38 @@ class UpdateStatistics(NamedTuple):
 def update_statistics(
     updates: optax.Updates, *, vectors: VectorSpec = flax_vectors
 ) -> UpdateStatistics:
-    """How sparse updates are, and how large (Section 5.1.1).
+    """How sparse and how large updates are (Section 5.1.1).
 
     Args:
-        updates: what a step adds to the parameters, or the difference of two trees of parameters.
-            That of two `permuted_params` is free of rounding, by which an update can differ from
-            zero where a weight did not move.
-        vectors: where the weight vectors lie, see `laperm`. Nothing else is counted.
+        updates: What a step adds to the parameters, or the difference of two trees of parameters.
+            The difference of two `permuted_params` is free of rounding, which can make an update
+            nonzero where a weight did not move.
+        vectors: Which axes form weight vectors, see `laperm`. Other parameters are not counted.
 
     Returns:
-        `UpdateStatistics`, over all weight vectors together.
+        `UpdateStatistics` over all weight vectors together.
 
     Raises:
         TypeError: If a weight vector is not of a floating dtype.
-        ValueError: If there is no weight vector, or a rule does not know a leaf.
+        ValueError: If there are no weight vectors, or a rule does not know a leaf.
 
     Example:
         >>> import jax.numpy as jnp, p2t_jax as p2t
         >>> updates = {"kernel": jnp.array([[0.0, 2.0], [0.0, -4.0]]), "bias": jnp.ones(2)}
-        >>> sparsity, size = p2t.update_statistics(updates)
+        >>> sparsity, size = p2t.permutations.update_statistics(updates)
         >>> float(sparsity), float(size)
         (0.5, 3.0)
     """
-    pairs = zip(jax.tree.leaves(updates), vector_axes(vectors, updates), strict=True)
-    delta = [jnp.asarray(u) for u, leaf_axes in pairs if leaf_axes is not None]
+    leaves = _leaves.walk(updates, vectors)
+    delta = [jnp.asarray(leaf.array) for leaf in leaves if leaf.axes is not None]
     total = sum(u.size for u in delta)
     if not total:
-        raise ValueError("updates: there are no weight vectors in it.")
-    changed = jnp.asarray(sum((u != 0).sum() for u in delta))
-    absolute = sum(jnp.abs(u.astype(jnp.promote_types(u.dtype, jnp.float32))).sum() for u in delta)
-    return UpdateStatistics(sparsity=1 - changed / total, size=absolute / jnp.maximum(changed, 1))
+        raise ValueError("updates: contains no weight vectors.")
+    float64 = any(u.dtype == jnp.float64 for u in delta)
+    wide = _leaves.wide(jnp.float64 if float64 else jnp.float32)
+    changed = sum((u != 0).sum() for u in delta)
+    absolute = sum(jnp.abs(u.astype(wide)).sum() for u in delta)
+    return UpdateStatistics(
+        sparsity=1 - jnp.asarray(changed, wide) / total,
+        size=absolute / jnp.asarray(jnp.maximum(changed, 1), wide),
+    )

@@ -1,82 +1,85 @@
 """Sparse networks: random pruning, and training what is left (Sections 4.4 and 5.2.3)."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from p2t_jax import _checks
-from p2t_jax._vectors import VectorSpec, flax_vectors, vector_axes
-from p2t_jax.initializers import leaf_by_leaf, placed_like
+from p2t_jax import _checks, _leaves
+from p2t_jax._vectors import VectorSpec, flax_vectors
 
 
 def prune(
-    key: jax.Array,
+    key: Any,
     params: optax.Params,
     keep: Any,
     *,
     overall: bool = False,
     vectors: VectorSpec = flax_vectors,
 ) -> optax.Params:
-    """Sets weights to zero at random, and keeps exactly `round(keep * size)` of them.
+    """Sets weights to zero at random and keeps exactly `round(keep * size)` of them.
 
-    A zero is no connection, so permuting the weights rewires the network (Section 4.4).
+    A zero weight is no connection, so permuting the weights rewires the network (Section 4.4).
 
     Args:
-        key: a key of `jax.random`.
-        params: the initial parameters.
-        keep: the fraction of its weights that each layer keeps, in (0, 1]; or a tree of fractions
-            for parts of `params`, matched as `vectors` is, with None for what is not pruned. Which
-            weights of the layer they are is random: neurons do not all keep as many.
-        overall: keep that fraction of all weights taken together, in whatever layers they are.
-        vectors: where the weight vectors lie, see `laperm`. Nothing else is pruned.
+        key: A key of `jax.random`, or an integer seed.
+        params: The initial parameters.
+        keep: The fraction of its weights that each layer keeps, in (0, 1]; or a tree of fractions
+            that is a prefix of `params`, with None for layers that are not pruned. Neurons of a
+            layer may keep different numbers of weights.
+        overall: Keeps this fraction of all weights together, at random over the layers.
+        vectors: Which axes form weight vectors, see `laperm`. Other parameters are not pruned.
 
     Returns:
-        A tree like `params`, with their dtypes and shardings.
+        A tree like `params` with the same dtypes and shardings. Its arrays are JAX arrays, and
+        copies where nothing was pruned.
 
     Raises:
-        TypeError: If a fraction is no real number.
-        ValueError: If a fraction is outside (0, 1]; if there is more than one for `overall`; if the
-            tree is empty, or that of the fractions does not match it; if a rule does not know a
-            leaf.
+        TypeError: If `key` is not a key, or a fraction not a real number.
+        ValueError: If a fraction is outside (0, 1]; if the tree is empty, or the tree of fractions
+            does not match it; if a rule does not know a leaf.
 
     Example:
-        >>> import jax, jax.numpy as jnp, p2t_jax as p2t
+        >>> import jax.numpy as jnp, p2t_jax as p2t
         >>> params = {"kernel": jnp.ones((20, 5)), "bias": jnp.ones(5)}
-        >>> params = p2t.prune(jax.random.key(0), params, keep=0.1)
+        >>> params = p2t.prune(0, params, keep=0.1)
         >>> int(params["kernel"].sum()), int(params["bias"].sum())
         (10, 5)
     """
-    _checks.not_empty(params)
-    axes = vector_axes(vectors, params)
+    _leaves.not_empty(params)
+    key = _checks.random_key("key", key)
+    leaves = _leaves.walk(params, vectors)
     if overall:
         _check_keep(keep, "all weights together")
-    entries = leaf_by_leaf("keep", keep, params)
-    where = {}
-    for i, (path, leaf, fraction) in enumerate(entries):
-        if axes[i] is not None and fraction is not None:
-            _check_keep(fraction, "/".join(path) or "the root of the tree")
-            where[i] = leaf
+    fractions = _leaves.entries("keep", keep, params)
+    pruned = [
+        i
+        for i, (leaf, fraction) in enumerate(zip(leaves, fractions, strict=True))
+        if leaf.axes is not None and fraction is not None
+    ]
+    for i in pruned:
+        _check_keep(fractions[i], leaves[i].name)
 
+    sizes = [math.prod(leaves[i].array.shape) for i in pruned]
     if overall:
-        sizes = [leaf.size for leaf in where.values()]
-        kept = _random(key, keep, sum(sizes))
-        starts = [sum(sizes[:number]) for number in range(len(sizes))]
-        masks = [kept[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        kept = _random_mask(key, keep, sum(sizes))
+        masks = jnp.split(kept, [sum(sizes[:number]) for number in range(1, len(sizes))])
     else:
         masks = [
-            _random(jax.random.fold_in(key, i), entries[i][2], leaf.size)
-            for i, leaf in where.items()
+            _random_mask(jax.random.fold_in(key, i), fractions[i], size)
+            for i, size in zip(pruned, sizes, strict=True)
         ]
-    leaves = [leaf for _, leaf, _ in entries]
-    for (i, leaf), mask in zip(where.items(), masks, strict=True):
-        leaves[i] = jnp.where(placed_like(leaf, mask.reshape(leaf.shape)), leaf, 0)
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+    new = [_leaves.copy(leaf.array) for leaf in leaves]
+    for i, mask in zip(pruned, masks, strict=True):
+        mask = _leaves.placed_like(leaves[i].array, mask.reshape(new[i].shape))
+        new[i] = jnp.where(mask, new[i], 0)
+    return jax.tree.unflatten(jax.tree.structure(params), new)
 
 
-def _random(key: jax.Array, keep: Any, size: int) -> jax.Array:
-    """Which of so many weights are kept."""
+def _random_mask(key: jax.Array, keep: Any, size: int) -> jax.Array:
+    """Booleans, (size,): which weights are kept."""
     fraction = _checks.real_scalar("keep", keep)
     kept = jnp.round(keep * size) if fraction is None else round(fraction * size)
     return jax.random.permutation(key, size) < kept
@@ -85,27 +88,27 @@ def _random(key: jax.Array, keep: Any, size: int) -> jax.Array:
 def _check_keep(keep: Any, where: str) -> None:
     value = _checks.real_scalar("keep", keep)
     if value is not None and not 0 < value <= 1:
-        raise ValueError(f"keep: it must be in (0, 1], and is {keep} for {where}.")
+        raise ValueError(f"keep: must be in (0, 1], got {keep} for {where}.")
 
 
 class KeepZerosState(NamedTuple):
     """State of `keep_zeros`.
 
     Attributes:
-        pruned: a tree of booleans that mirrors the parameters: which weights were zero at first.
+        pruned: Booleans in a tree like the parameters: which weights were zero in `init`.
     """
 
     pruned: Any
 
 
 def keep_zeros(*, vectors: VectorSpec = flax_vectors) -> optax.GradientTransformation:
-    """Keeps the weights zero that are zero at first: trains a sparse network as it is connected.
+    """Keeps zero weights zero: trains a sparse network without new connections.
 
-    To be put behind an optimizer: it stops the updates of the weights that were zero in `init`. All
-    that is no weight vector is trained, zero or not.
+    Chain it after an optimizer: it sets the updates of those weights to zero that were zero in
+    `init`. Parameters without weight vectors are trained, zero or not.
 
     Args:
-        vectors: where the weight vectors lie, see `laperm`.
+        vectors: Which axes form weight vectors, see `laperm`.
 
     Returns:
         A gradient transformation with a `KeepZerosState`.
@@ -113,7 +116,7 @@ def keep_zeros(*, vectors: VectorSpec = flax_vectors) -> optax.GradientTransform
     Raises:
         TypeError: In `init`, if a weight vector is not of a floating dtype.
         ValueError: In `init`, if the tree is empty or a rule does not know a leaf; in `update`, if
-            the state belongs to other parameters.
+            the updates do not match the parameters of `init`.
 
     Example:
         >>> import jax.numpy as jnp, optax, p2t_jax as p2t
@@ -131,20 +134,19 @@ def keep_zeros(*, vectors: VectorSpec = flax_vectors) -> optax.GradientTransform
     """
 
     def init_fn(params: optax.Params) -> KeepZerosState:
-        _checks.not_empty(params)
-        leaves, treedef = jax.tree.flatten(params)
+        _leaves.not_empty(params)
         pruned = [
-            jnp.zeros_like(leaf, bool) if leaf_axes is None else leaf == 0
-            for leaf, leaf_axes in zip(leaves, vector_axes(vectors, params), strict=True)
+            jnp.zeros_like(leaf.array, bool) if leaf.axes is None else jnp.asarray(leaf.array) == 0
+            for leaf in _leaves.walk(params, vectors)
         ]
-        return KeepZerosState(jax.tree.unflatten(treedef, pruned))
+        return KeepZerosState(jax.tree.unflatten(jax.tree.structure(params), pruned))
 
     def update_fn(
         updates: optax.Updates, state: KeepZerosState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, KeepZerosState]:
         del params
         pruned, treedef = jax.tree.flatten(state.pruned)
-        delta = _checks.matching_leaves("updates", updates, state.pruned)
+        delta = _leaves.matching("updates", updates, state.pruned)
         stopped = [
             None if u is None else jnp.where(zero, jnp.zeros_like(u), u)
             for zero, u in zip(pruned, delta, strict=True)

@@ -1,468 +1,348 @@
-r"""The host kernel of SGPerm: partition, permissibility and cycle search (Algorithm 1, Section 2).
+r"""SGPerm's search on the host: partition, permissible movements, cycles (Algorithm 1, Section 2).
 
-Section 2.4 stores every permissibility subgraph and searches it in cubic time. Neither is needed:
+A movement (x, y), the weight of y to the place of x, is permissible within a subset of a weight
+vector if it follows the recommendation r of x and is no larger than the reach u,
 
-- In a subset sorted by weight the permissible targets of a vertex x are the lighter (r_x > 0), the
-  heavier (r_x < 0) or all vertices (r_x = 0) at a distance between l and u: at most two intervals.
-- A vertex that the search has exhausted lies on no cycle for good, for all that it can reach is
-  exhausted too. It is deleted, just as the vertices of a cycle are.
+.. math:: r_x (w_x - w_y) > 0, \qquad |w_x - w_y| < u = \ell + \alpha A,
 
-So adj_x is never stored. Its foremost vertex is the nearest one *still there*: a neighbour of x in
-a linked list of the sorted subset.
+with A the range of the vector. Weights without a recommendation (r is 0 or NaN) take no part.
+:math:`\ell` is A / m for the m weights of the subset that take part (`MEAN`, the authors' code), or
+the smallest distance between two of them (`SMALLEST`, Section 2.1.4).
 
-The order of the roots does not matter either. The search follows x -> f(x), the foremost target of
-x still there, and deletes a vertex without f or a cycle of f. Either leaves every other cycle of f
-as it is, so all of them are found in any order: these are the Top Trading Cycles of Shapley and
-Scarf (1974). Hence abs(r), by which Section 2.2 orders the roots, has no influence on the
-permutation, only the sign of r has. The kernel takes the roots by weight, as they lie.
+Section 2.2 searches cycles in the graph of these movements: depth first, from the weight with the
+largest \|r\| (the *root*), nearest targets first, until a target is the root itself. The weights of
+such a cycle leave; if there is none, the root alone leaves.
 
-What the paper leaves open is decided as follows (`tests/reference_sgperm.py` spells it out):
+Neither a graph nor a depth-first search is needed. Let the root want a lighter weight, and let the
+remaining weights that are lighter than the root be y1 > y2 > ... As long as these want lighter
+weights, too, the search steps from each to the next. Let z be the first that wants a heavier one.
 
-- All arithmetic is float64. u is l + (alpha * A), rounded after each operation.
-- A foremost target that is on the path from the root closes a cycle there and then.
-- Among targets equally far from x the lighter side comes first; on one side, nearest first goes
-  away from x and farthest first towards x, in the order by (weight, index).
-- Random: adj_x, in ascending order by (weight, index), is a ring entered at a uniformly drawn
-  target. One number is drawn for every weight and call.
-- A weight whose r is NaN is memorized from the start: it stays where it is, yet counts for l and
-  A. A vector whose range is not finite (a weight is NaN or infinite) stays as it is.
+- If z is within reach of the root, so is every step on the way there. What z wants is on the path
+  already, except for the root: the cycle is root, y1, y2, ..., z.
+- If not, there is no cycle through the root. Its last member would want a heavier weight, hence be
+  z or lighter, and out of reach of the root.
 
-Kernels are serial, release the GIL and are cached on disk; callers split rows over threads.
+So: *a root looks in its direction for the nearest remaining weight that wants the opposite one. If
+that is within reach, both and all between them move along by one place.* `_find_cycles` does this
+with two sets of bits, one for each direction, that are empty in the end: every weight leaves once.
+
+Equal weights. A movement to an equal weight changes nothing and is not permissible. Of several
+equal targets only one counts: one that wants the opposite direction if there is any; of those that
+want a lighter weight the first by place, of those that want a heavier one the last, but the root
+before all equal to it. Roots with equal \|r\| come by place.
 """
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
-from p2t_jax._host.kernels.cache import jit
-
-_Array = npt.NDArray[Any]
-_Int = int | np.integer[Any]
-
-NEAREST: Final = 0
-FARTHEST: Final = 1
-RANDOM: Final = 2
-
-# A permissibility subgraph. Its vertices are the slots 1 to m, in ascending order by weight; the
-# slots 0 and m + 1 are ends, infinitely far away. A vertex is one record, hence one cache line.
-_VERTEX = np.dtype(
-    [
-        ("w", np.float64),
-        ("r", np.float64),
-        ("member", np.uint32),  # Its place among the members of the subset.
-        ("lighter", np.uint32),  # The next vertex still there; if deleted itself, a step to it.
-        ("heavier", np.uint32),
-        ("depth", np.int32),  # Its place on the path from the root, from 1; 0 if none.
-    ],
-    align=True,
+from p2t_jax._host.kernels.bits import (
+    clear,
+    contains,
+    empty_sets,
+    following,
+    insert,
+    remove,
+    trailing_zeros,
 )
-_DELETED = -1
-_NONE = np.uint32(0)
+from p2t_jax._host.kernels.cache import jit
+from p2t_jax._host.kernels.depth_first import search_depth_first
+from p2t_jax._host.kernels.radix import COLUMNS, key_format, read_columns, together, write_columns
+from p2t_jax._host.kernels.subsets import (
+    LEAST_SUBSET,
+    all_finite,
+    deal,
+    order,
+    partition,
+    random_bits,
+    smallest_distance,
+    subset_count,
+    value_range_of,
+)
 
-_FEW = 256  # Keys up to which counting the smaller ones is faster than a radix sort.
+MEAN, SMALLEST = 0, 1
+NEAREST, FARTHEST, RANDOM = 0, 1, 2
 
-# All uint64, for Numba adds uint64 and int64 as float64.
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLY = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_SHIFT = np.uint64(30), np.uint64(27), np.uint64(31)
-_HALF, _LAST, _SIGN, _BYTE = np.uint64(32), np.uint64(63), np.uint64(1 << 63), np.uint64(255)
-
-
-def subset_count(partition_ratio: float) -> int:
-    r"""Number of subsets of a weight vector, :math:`\lfloor 1/\lambda \rfloor` (Section 2.1.4).
-
-    A quotient within 2^-22 of an integer, relatively, is taken for that integer: the float32
-    nearest to 0.1 lies above 0.1 and still means ten subsets.
-
-    Args:
-      partition_ratio: Lambda. Above one, as from a schedule without a maximum, it counts as one.
-
-    Returns:
-      The number of subsets, 1 to 2^31 - 1.
-
-    Raises:
-      ValueError: If lambda is not positive.
-    """
-    if not partition_ratio > 0:
-        raise ValueError(f"the partition ratio must be positive, not {partition_ratio}")
-    quotient = min(max(1.0 / float(partition_ratio), 1.0), 2.0**31 - 1)
-    nearest = round(quotient)
-    return nearest if abs(quotient - nearest) <= 2.0**-22 * quotient else int(quotient)
+_ONE, _TOP = np.uint64(1), np.uint64(63)
 
 
-@jit
-def search_rows(
-    weights: _Array,
-    recommendations: _Array,
-    alpha: float,
-    subsets: int,
-    seed: _Array,
-    row_ids: _Array,
-    priority: int,
-    source: _Array,
+def search(
+    theta: NDArray[Any],
+    r: NDArray[Any],
+    alpha: NDArray[np.float32],
+    partition_ratio: NDArray[np.float32],
+    seed: NDArray[np.uint32],
+    out: NDArray[Any],
+    start: int,
+    stop: int,
+    *,
+    lower: int = MEAN,
+    priority: int = NEAREST,
 ) -> None:
-    r"""Find the permutation of every row: partition, graph, cycles (Sections 2.1 and 2.2).
-
-    A movement (x, y), the weight of y to x, is permissible within a subset if
-    :math:`r_x (w_x - w_y) \ge 0` and :math:`\ell < |w_x - w_y| < u = \ell + \alpha A`. The weights
-    move along disjoint cycles of such movements: row i becomes ``weights[i, source[i]]``.
+    """Permute vectors `start` to `stop` of a block: one step of Algorithm 1.
 
     Args:
-      weights: One weight vector w a row, float32 or float64.
-      recommendations: r, one a weight, which should change against its sign. Its size is ignored.
-      alpha: Aggressiveness.
-      subsets: Number of random subsets, see `subset_count`; may exceed that of the weights.
-      seed: uint32 words, such as key data, step and parameter number. They and the row's id, and
-        nothing else, determine the random numbers of a row.
-      row_ids: The id of each row, integers.
-      priority: Which targets go first, `NEAREST`, `FARTHEST` or `RANDOM` (Section 2.2.1).
-      source: Written, int32: where each weight comes from, a permutation of 0, ..., n - 1 a row.
+        theta: (outer, n, inner) C-contiguous: the weights, float16, bfloat16, float32 or float64.
+        r: alike, float32 or float64: the recommendations.
+        alpha: (outer, 1, inner): the aggressiveness. A vector with 0 stays as it is.
+        partition_ratio: (outer, 1, inner): lambda.
+        seed: (outer, 1, inner): what the random numbers of a vector are drawn from.
+        out: like `theta`; written.
+        start: the number of the first vector.
+        stop: that behind the last one.
+        lower: `MEAN` or `SMALLEST`.
+        priority: `NEAREST`, `FARTHEST` or `RANDOM` (Section 2.2.1).
     """
-    rows, n = weights.shape
-    subsets = max(1, min(subsets, n))
-    largest = (n + subsets - 1) // subsets
-    label, member, end = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(subsets, np.int32)
-    width = (largest + 15) // 16 * 16  # Whole SIMD registers.
-    key, rank = np.empty(width, weights.dtype), np.empty(width, np.int32)
-    graph, path = np.empty(largest + 2, _VERTEX), np.empty(largest, np.uint32)
-    target = np.empty(width, np.int32)
-    for row in range(rows):
-        w, r, row_source = weights[row], recommendations[row], source[row]
-        for x in range(n):
-            row_source[x] = x
-        if subsets >= n:
-            continue
-        step = alpha * _value_range(w)
-        if not 0 < step < np.inf:
-            continue
-        partition(seed, row_ids[row], subsets, label)
-        _group(label, member, end)
-        state = _row_state(seed, row_ids[row])
-        for p in range(subsets):
-            start = end[p - 1] if p > 0 else 0
-            members = member[start : end[p]]
-            m = members.size
-            if m < 2:
-                break  # The others are no larger.
-            for k in range(m):
-                key[k] = w[members[k]]
-            key[m:] = np.inf
-            _rank(key, m, rank, target)
-            lower = _lay_out(graph, rank, key, r, members)
-            for k in range(m):
-                target[k] = k
-            fresh = state + np.uint64(n + 1 + start) * _GOLDEN
-            _find_cycles(graph, m, path, lower, lower + step, priority, fresh, target)
-            for k in range(m):
-                row_source[members[k]] = members[target[k]]
-
-
-@jit
-def take_rows(rows: _Array, source: _Array, out: _Array) -> None:
-    """Permute rows as `search_rows` has found: ``out[i, x] = rows[i, source[i, x]]``.
-
-    Args:
-      rows: Of a type that Numba knows; view others, such as bfloat16, as integers.
-      source: From `search_rows`.
-      out: Written. Must not share memory with `rows`.
-    """
-    for i in range(rows.shape[0]):
-        for x in range(rows.shape[1]):
-            out[i, x] = rows[i, source[i, x]]
-
-
-@jit
-def _mix(z: np.uint64) -> np.uint64:
-    """The mixer of splitmix64."""
-    z = (z ^ (z >> _SHIFT[0])) * _MULTIPLY[0]
-    z = (z ^ (z >> _SHIFT[1])) * _MULTIPLY[1]
-    return z ^ (z >> _SHIFT[2])
-
-
-@jit
-def _row_state(seed: _Array, row_id: _Int) -> np.uint64:
-    """State of a row's own splitmix64 stream: a hash of the seed's words and the row's id."""
-    h = np.uint64(0)
-    for word in seed:
-        h = _mix((h + _GOLDEN) ^ np.uint64(word))
-    return _mix((h + _GOLDEN) ^ np.uint64(row_id))
-
-
-@jit
-def _draw(state: np.uint64, k: _Int, n: _Int) -> _Int:
-    """Number k of a stream, reduced below n by Lemire's product: biased by at most n / 2^32."""
-    z = _mix(state + np.uint64(k) * _GOLDEN)
-    return np.int64(((z >> _HALF) * np.uint64(n)) >> _HALF)
-
-
-@jit
-def partition(seed: _Array, row_id: _Int, subsets: _Int, label: _Array) -> None:
-    """Deal the weights of a vector into subsets at random (Section 2.1.4).
-
-    Fisher-Yates, inside out, on 0, ..., subsets - 1, 0, ..., subsets - 1, 0, ..., so that sizes
-    differ by at most one. It uses up the numbers 1 to n of the stream.
-
-    Args:
-      seed: As for `search_rows`.
-      row_id: The row's.
-      subsets: Their number.
-      label: Written: the subset of each weight.
-    """
-    state = _row_state(seed, row_id)
-    dealt = 0
-    for x in range(label.size):
-        y = _draw(state, x + 1, x + 1)
-        label[x] = label[y]
-        label[y] = dealt
-        dealt = dealt + 1 if dealt + 1 < subsets else 0
-
-
-@jit
-def _group(label: _Array, member: _Array, end: _Array) -> None:
-    """List the members of subset 0, of subset 1, ..., each by index, and where each list ends."""
-    size, larger = label.size // end.size, label.size % end.size
-    for p in range(end.size):
-        end[p] = p * size + min(p, larger)
-    for x in range(label.size):
-        p = label[x]
-        member[end[p]] = x
-        end[p] += 1
-
-
-@jit
-def _value_range(w: _Array) -> float:
-    """A, the largest weight less the smallest (Section 2.1.3); NaN if a weight is not finite."""
-    low = high = w[0]
-    for x in w:
-        if not abs(x) < np.inf:
-            return np.nan
-        low, high = min(low, x), max(high, x)
-    return np.float64(high) - np.float64(low)
-
-
-@jit
-def _rank(key: _Array, m: _Int, rank: _Array, tied: _Array) -> None:
-    """Stable ranks of the first m keys, beyond which there are infinities."""
-    if key.size > _FEW:
-        _radix_rank(key, m, rank)
+    if theta.dtype.itemsize < 4:  # Numba computes with neither float16 nor bfloat16.
+        wide = theta.astype(np.float32)
+        wide_out = np.empty_like(wide)
+        search(
+            wide,
+            r,
+            alpha,
+            partition_ratio,
+            seed,
+            wide_out,
+            start,
+            stop,
+            lower=lower,
+            priority=priority,
+        )
+        o, i = np.divmod(np.arange(start, stop), theta.shape[2])
+        out[o, :, i] = wide_out[o, :, i].astype(theta.dtype)
         return
-    # Count the smaller keys of each: quadratic, but free of branches, and SIMD likes it.
-    rank[:] = 0
-    for k in range(m):
-        x = key[k]
-        for i in range(key.size):
-            rank[i] += np.int32(x < key[i])
-    tied[:m] = 0
-    for k in range(m):
-        first = rank[k]
-        rank[k] += tied[first]
-        tied[first] += 1
+    w = np.empty((COLUMNS, theta.shape[1]), theta.dtype)
+    wanted = np.empty(w.shape, r.dtype)
+    unsigned, r_unsigned = f"u{theta.dtype.itemsize}", f"u{r.dtype.itemsize}"
+    _search(
+        theta.view(unsigned),
+        r.view(r_unsigned),
+        alpha,
+        partition_ratio,
+        seed,
+        out.view(unsigned),
+        start,
+        stop,
+        lower,
+        priority,
+        (w, w.view(unsigned), *key_format(theta.dtype)),
+        (wanted, wanted.view(r_unsigned), np.uint64(64 - 8 * r.dtype.itemsize)),
+    )
 
 
 @jit
-def _radix_rank(key: _Array, m: _Int, rank: _Array) -> None:
-    """Sort by the bits of the keys as float64, the least significant byte first."""
-    values, count = np.empty((2, m), np.float64), np.empty(256, np.int64)
-    bits, order = values.view(np.uint64), np.empty((2, m), np.int32)
-    for k in range(m):
-        values[0, k] = key[k] + 0.0  # No -0.0, whose bits are not those of 0.0.
-        z = bits[0, k]
-        bits[0, k] = z ^ _SIGN if z >> _LAST == 0 else ~z
-        order[0, k] = k
-    old, new = 0, 1
-    for shift in np.arange(0, 64, 8).astype(np.uint64):
-        count[:] = 0
-        for k in range(m):
-            count[(bits[old, k] >> shift) & _BYTE] += 1
-        if count[(bits[old, 0] >> shift) & _BYTE] == m:
+def _search(
+    theta: Any,
+    r: Any,
+    alpha: Any,
+    partition_ratio: Any,
+    seed: Any,
+    out: Any,
+    start: Any,
+    stop: Any,
+    lower: Any,
+    priority: Any,
+    weights: Any,
+    recommendations: Any,
+) -> None:
+    columns_bits, wanted_bits = weights[1], recommendations[1]
+    moved = np.empty_like(columns_bits)
+    scratch = _scratch(theta.shape[1])
+    first = start
+    while first < stop:
+        count = together(out, first, stop)
+        read_columns(theta, first, count, columns_bits)
+        read_columns(r, first, count, wanted_bits)
+        for c in range(count):
+            o, i = (first + c) // out.shape[2], (first + c) % out.shape[2]
+            hyperparameters = (
+                np.float64(alpha[o, 0, i]),
+                np.float64(partition_ratio[o, 0, i]),
+                np.uint64(seed[o, 0, i]),
+                lower,
+                priority,
+            )
+            _permute_vector(c, weights, recommendations, hyperparameters, scratch, moved[c])
+        write_columns(moved, first, count, out)
+        first += count
+
+
+@jit
+def _scratch(n: Any) -> Any:
+    """Room for what is computed of a vector: sort keys, its partition, its subsets."""
+    words = np.empty((4, n + 1), np.uint64)
+    places = np.empty((5, n), np.int32)
+    end = np.empty((2, max(1, n // LEAST_SUBSET) + 1), np.int64)
+    return (
+        (words[0], words[1], words[2], words[3], np.empty((4, 256), np.uint32)),
+        (places[0], places[1], end),
+        (np.empty(n, np.float64), places[2], places[3], places[4]),
+        (np.empty(64, np.uint64), *empty_sets(2, n)),
+        np.empty((8, n), np.int32),
+    )
+
+
+@jit
+def _permute_vector(
+    c: Any, weights: Any, recommendations: Any, hyperparameters: Any, scratch: Any, moved: Any
+) -> None:
+    """Write row c of the weights, permuted, to `moved`."""
+    w, bits, shift, infinity = weights[0][c], weights[1][c], weights[2], weights[3]
+    r = recommendations[0][c]
+    alpha, partition_ratio, seed, lower, priority = hyperparameters
+    sort_scratch, (label, slot, end), members, sets, search_scratch = scratch
+    moved[:] = bits
+    if not (alpha > 0 and all_finite(bits, shift, infinity)):
+        return
+    value_range = value_range_of(w)
+    if not 0 < value_range < np.inf:
+        return
+    subsets = subset_count(w.size, partition_ratio)
+    state = random_bits(seed, 1)
+    partition(state, label, subsets)
+    m = order(c, weights, recommendations, sort_scratch)
+    deal(w, r, sort_scratch, m, label, slot, end, subsets, members)
+    for p in range(subsets):
+        begin, size = end[0, p], end[0, p + 1] - end[0, p]
+        if size < 2:
             continue
-        start = 0
-        for byte in range(256):
-            start, count[byte] = start + count[byte], start
-        for k in range(m):
-            byte = (bits[old, k] >> shift) & _BYTE
-            bits[new, count[byte]] = bits[old, k]
-            order[new, count[byte]] = order[old, k]
-            count[byte] += 1
-        old, new = new, old
-    for k in range(m):
-        rank[order[old, k]] = k
-
-
-@jit
-def _lay_out(g: _Array, rank: _Array, w: _Array, r: _Array, members: _Array) -> float:
-    """Put the members of a subset in their slots; return l (Section 2.1.4)."""
-    m = members.size
-    g[0].w, g[m + 1].w = -np.inf, np.inf
-    g[0].depth = g[m + 1].depth = 0
-    held = False
-    for k in range(m):
-        x = rank[k] + 1
-        g[x].w, g[x].r, g[x].member = w[k], r[members[k]], k
-        g[x].lighter, g[x].heavier, g[x].depth = x - 1, x + 1, 0
-        held |= np.isnan(r[members[k]])
-    if held:
-        for x in range(1, m + 1):
-            if np.isnan(g[x].r):
-                _delete(g, x)
-    lower = np.inf
-    for x in range(1, m):
-        lower = min(lower, g[x + 1].w - g[x].w)
-    return lower
-
-
-@jit
-def _delete(g: _Array, x: _Int) -> None:
-    g[g[x].lighter].heavier = g[x].heavier
-    g[g[x].heavier].lighter = g[x].lighter
-    g[x].depth = _DELETED
-
-
-@jit
-def _left(g: _Array, x: _Int) -> np.uint32:
-    """The heaviest vertex still there up to slot x: union-find with path halving."""
-    while g[x].depth == _DELETED:
-        if g[g[x].lighter].depth == _DELETED:
-            g[x].lighter = g[g[x].lighter].lighter
-        x = np.int64(g[x].lighter)
-    return np.uint32(x)
-
-
-@jit
-def _right(g: _Array, x: _Int) -> np.uint32:
-    """The lightest vertex still there from slot x on."""
-    while g[x].depth == _DELETED:
-        if g[g[x].heavier].depth == _DELETED:
-            g[x].heavier = g[g[x].heavier].heavier
-        x = np.int64(g[x].heavier)
-    return np.uint32(x)
-
-
-@jit
-def _reach(g: _Array, x: _Int, end: _Int, bound: float, closed: bool) -> _Int:
-    """The last slot from x towards an end at a distance below the bound; or at it, if closed."""
-    inside, outside = np.int64(x), np.int64(end)
-    while abs(outside - inside) > 1:
-        middle = (inside + outside) // 2
-        distance = abs(g[middle].w - g[x].w)
-        if distance < bound or (closed and distance == bound):
-            inside = middle
+        least = value_range / size if lower == MEAN else smallest_distance(members[0], begin, size)
+        reach = least + alpha * value_range
+        if priority != NEAREST:
+            fresh = random_bits(state, w.size + begin)
+            search_depth_first(
+                begin, size, members, reach, priority == RANDOM, fresh, search_scratch, bits, moved
+            )
+        elif size <= 64:
+            _find_cycles_in_words(np.uint64(begin), size, members, reach, sets[0], bits, moved)
         else:
-            outside = middle
-    return inside
-
-
-@jit
-def _gap(g: _Array, m: _Int, x: _Int, lower: float) -> tuple[Any, Any]:
-    """The last slot before and the first slot behind those no farther from x than l."""
-    before: Any = np.int64(x) - 1
-    behind: Any = np.int64(x) + 1
-    # Not `distance < nextafter(l)`: if l = 0 that is denormal, and XLA's threads take it for zero.
-    if g[x].w - g[before].w <= lower:
-        before = _reach(g, x, 0, lower, True) - 1
-    if g[behind].w - g[x].w <= lower:
-        behind = _reach(g, x, m + 1, lower, True) + 1
-    return before, behind
-
-
-@jit
-def _nearest(g: _Array, m: _Int, x: _Int, lower: float, upper: float, tied: bool) -> np.uint32:
-    w, y, distance = g[x].w, _NONE, upper
-    if g[x].r >= 0:
-        z = g[x].lighter
-        if w - g[z].w <= lower:  # Only one vertex a side is so near, unless l = 0 and many equal.
-            z = _left(g, _gap(g, m, x, lower)[0]) if tied else g[z].lighter
-        if w - g[z].w < distance:
-            y, distance = z, w - g[z].w
-    if g[x].r <= 0:
-        z = g[x].heavier
-        if g[z].w - w <= lower:
-            z = _right(g, _gap(g, m, x, lower)[1]) if tied else g[z].heavier
-        if g[z].w - w < distance:
-            y = z
-    return y
-
-
-@jit
-def _farthest(g: _Array, m: _Int, x: _Int, lower: float, upper: float) -> np.uint32:
-    w, y, distance = g[x].w, _NONE, lower
-    if g[x].r >= 0:
-        z = _right(g, _reach(g, x, 0, upper, False))
-        if w - g[z].w > distance:
-            y, distance = z, w - g[z].w
-    if g[x].r <= 0:
-        z = _left(g, _reach(g, x, m + 1, upper, False))
-        if g[z].w - w > distance:
-            y = z
-    return y
-
-
-@jit
-def _random(g: _Array, m: _Int, x: _Int, lower: float, upper: float, state: np.uint64) -> np.uint32:
-    last, first = gap = _gap(g, m, x, lower)
-    lighter = heavier = 0
-    if g[x].r >= 0:
-        first = _reach(g, x, 0, upper, False)
-        lighter = max(0, gap[0] + 1 - first)
-    if g[x].r <= 0:
-        last = _reach(g, x, m + 1, upper, False)
-        heavier = max(0, last + 1 - gap[1])
-    k = _draw(state, g[x].member, lighter + heavier)
-    z = first + k if k < lighter else gap[1] + k - lighter
-    for _ in range(2):  # From the entrance on, then from the beginning.
-        y = _right(g, z)
-        if gap[0] < y < gap[1]:
-            y = _right(g, gap[1])
-        if y <= last:
-            return y
-        z = first
-    return _NONE
+            _find_cycles(begin, size, members, reach, sets[1], sets[2], bits, moved)
 
 
 @jit
 def _find_cycles(
-    g: _Array,
-    m: _Int,
-    path: _Array,
-    lower: float,
-    upper: float,
-    priority: int,
-    state: np.uint64,
-    target: _Array,
+    begin: Any,
+    size: Any,
+    members: Any,
+    reach: float,
+    words: Any,
+    levels: Any,
+    bits: Any,
+    moved: Any,
 ) -> None:
-    """Depth-first search for disjoint cycles (Section 2.2).
+    """Find the cycles of a subset and move weights along them (Section 2.2, "nearest").
 
-    After a cycle the paper starts again from a root. The path would be the same up to where the
-    cycle began, and the order of the roots does not matter, so the search goes on from there.
+    There are two sets of members: 0, of those that want to be lighter, and 1, of those that want to
+    be heavier, counted from the other end. So whichever way a root looks, it looks for the next.
+
+    Args:
+        begin: the first member of the subset.
+        size: how many there are.
+        members: see `subsets.deal`.
+        reach: u.
+        words: room for two sets.
+        levels: where the levels of the sets begin, written.
+        bits: the weights of the vector, as bits.
+        moved: written where weights move.
     """
-    for root in range(1, m + 1):
-        if g[root].depth == _DELETED:
+    weight, place, heavier, root = members
+    height = clear(words, levels, size)
+    for s in range(size):
+        own = heavier[begin + s]
+        insert(words, own, levels, height, size - 1 - s if own else s)
+    for k in range(size):
+        s = np.int64(root[begin + k])
+        own = heavier[begin + s]
+        flip = 0 if own else size - 1  # from a number to that in the opposite set: abs(flip - s)
+        flop = size - 1 - flip  # from a number to that in the root's own set
+        if not contains(words, own, abs(flop - s)):
             continue
-        path[0] = root
-        g[root].depth = depth = 1
-        while depth > 0:
-            x = path[depth - 1]
-            if priority == FARTHEST:
-                y = _farthest(g, m, x, lower, upper)
-            elif priority == RANDOM:
-                y = _random(g, m, x, lower, upper, state)
-            elif lower > 0:
-                y = _nearest(g, m, x, lower, upper, False)
-            else:
-                y = _nearest(g, m, x, lower, upper, True)
-            if y == _NONE:
-                _delete(g, x)
-                depth -= 1
-            elif g[y].depth == 0:
-                path[depth] = y
-                depth += 1
-                g[y].depth = depth
-            else:
-                start = g[y].depth - 1
-                while depth > start:
-                    depth -= 1
-                    x = path[depth]
-                    target[g[x].member] = g[y].member
-                    _delete(g, x)
+        z = following(words, 1 - own, levels, height, abs(flip - s))
+        last = abs(flip - z)
+        if z < 0 or not abs(weight[begin + last] - weight[begin + s]) < reach:
+            remove(words, own, levels, height, abs(flop - s))
+            continue
+        remove(words, 1 - own, levels, height, z)
+        y = last
+        while y != s:  # from z back to the root; of equal weights only the first met moves
+            t = following(words, own, levels, height, abs(flop - _last_equal(members, begin, y, s)))
+            x = abs(flop - t)
+            if weight[begin + x] == weight[begin + s]:
+                x = s
+            moved[place[begin + x]] = bits[place[begin + y]]
+            remove(words, own, levels, height, abs(flop - x))
+            y = x
+        moved[place[begin + last]] = bits[place[begin + s]]
+
+
+@jit
+def _last_equal(members: Any, begin: Any, y: Any, root: Any) -> Any:
+    """The last member with the weight of y on the way to the root, found by doubling steps."""
+    weight = members[0]
+    way = 1 if root > y else -1
+    inside, outside = y, root
+    jump = 1
+    while abs(outside - inside) > 1:
+        if jump:
+            middle = y + way * jump
+            jump *= 2
+            if abs(middle - y) >= abs(root - y):
+                middle, jump = (inside + outside) // 2, 0
+        else:
+            middle = (inside + outside) // 2
+        if weight[begin + middle] == weight[begin + y]:
+            inside = middle
+        else:
+            outside, jump = middle, 0
+    return inside
+
+
+@jit
+def _find_cycles_in_words(
+    begin: Any, size: Any, members: Any, reach: float, turn: Any, bits: Any, moved: Any
+) -> None:
+    """The same as `_find_cycles`, for up to 64 members: each set is a word, kept in a register.
+
+    Numbers are counted from the other end by exclusive or with 63. A third set, of turns, has the
+    roots still there in their order. All is uint64, which needs no check for negative indices.
+    """
+    weight, place, heavier, root = members
+    lighter_set = heavier_set = np.uint64(0)
+    for k in range(size):
+        s = np.uint64(k)
+        up = np.uint64(heavier[begin + s])
+        lighter_set |= (_ONE - up) << s
+        heavier_set |= up << (_TOP - s)
+        turn[root[begin + s]] = s
+    turns = ~np.uint64(0) >> np.uint64(64 - size)
+    while turns:
+        s = np.uint64(root[begin + trailing_zeros(turns)])
+        turns &= turns - _ONE
+        flip = _TOP if (lighter_set >> s) & _ONE else np.uint64(0)
+        own = lighter_set if flip else heavier_set
+        opposite = heavier_set if flip else lighter_set
+        at = s ^ flip  # in the opposite set; at ^ _TOP is in its own
+        ahead = opposite >> at >> _ONE
+        z = at + _ONE + trailing_zeros(ahead) if ahead else at
+        last = z ^ flip
+        if ahead and abs(weight[begin + last] - weight[begin + s]) < reach:
+            opposite &= ~(_ONE << z)
+            turns &= ~(_ONE << turn[last])
+            between = own & ((_ONE << (at ^ _TOP) << _ONE) - (_ONE << (z ^ _TOP) << _ONE))
+            y = last
+            while between:
+                t = trailing_zeros(between)
+                between &= between - _ONE
+                x = t ^ flip ^ _TOP
+                w = weight[begin + x]
+                if not between or (w != weight[begin + y] and w != weight[begin + s]):
+                    moved[place[begin + x]] = bits[place[begin + y]]
+                    own &= ~(_ONE << t)
+                    turns &= ~(_ONE << turn[x])
                     y = x
+            moved[place[begin + last]] = bits[place[begin + s]]
+        else:
+            own &= ~(_ONE << (at ^ _TOP))
+        lighter_set = own if flip else opposite
+        heavier_set = opposite if flip else own

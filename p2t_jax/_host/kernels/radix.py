@@ -1,7 +1,7 @@
 """Ranking on the host (Section 3.1): a stable radix sort of the bits of floating-point numbers.
 
-Weights arrive as their bits, in unsigned integers: one kernel serves every floating dtype, and
-moves weights without touching them.
+Weights arrive as their bits, in unsigned integers: one kernel serves every floating dtype and moves
+weights without touching them. They arrive as (outer, n, inner) blocks, see `p2t_jax._leaves`.
 """
 
 import functools
@@ -12,42 +12,78 @@ from numpy.typing import NDArray
 
 from p2t_jax._host.kernels.cache import jit
 
+COLUMNS = 16  # Vectors that are copied together: of 4-byte weights a cache line.
+
 # Below this length an insertion sort is faster than counting digits.
 _SHORT = 24
 
-_LOW = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
+LOW = np.uint64(0xFFFFFFFF)
+HIGH = ~LOW
+HALF = np.uint64(32)
+SIGN = np.uint64(1 << 63)
 _DIGIT = np.uint64(8)
 _DIGIT_MASK = np.uint64(0xFF)
 
 
-@functools.partial(jit, inline="always")
-def _key(bits: Any, shift: Any, infinity: Any) -> Any:
-    """The bits of a float as a 64-bit unsigned key of the same order; -0.0 is 0.0, NaN is last.
+@jit
+def read_columns(block: Any, first: Any, count: Any, columns: Any) -> None:
+    """Copy vectors of a block to contiguous rows, a few together to use whole cache lines.
 
-    `shift` moves the bits of a shorter float to the top of the word, `infinity` are the so shifted
-    bits of +inf. There is no branch on the sign, which no processor could predict.
+    Args:
+        block: (outer, n, inner).
+        first: the number of the first vector; `o * inner + i` is the number of `block[o, :, i]`.
+        count: how many vectors, of the same `o`.
+        columns: (>= count, n), written.
     """
-    sign = np.uint64(1 << 63)
-    wide = np.uint64(bits) << shift
-    magnitude = wide & ~sign
-    key = wide ^ ((np.uint64(0) - (wide >> np.uint64(63))) | sign)
-    if magnitude > infinity:
-        key = ~np.uint64(0)
-    if magnitude == np.uint64(0):
-        key = sign
-    return key
+    inner = block.shape[2]
+    o, i = first // inner, first % inner
+    for x in range(block.shape[1]):
+        for c in range(count):
+            columns[c, x] = block[o, x, i + c]
 
 
 @jit
-def _sort(words: Any, scratch: Any, counts: Any) -> None:
+def write_columns(columns: Any, first: Any, count: Any, block: Any) -> None:
+    """The inverse of `read_columns`."""
+    inner = block.shape[2]
+    o, i = first // inner, first % inner
+    for x in range(block.shape[1]):
+        for c in range(count):
+            block[o, x, i + c] = columns[c, x]
+
+
+@functools.partial(jit, inline="always")
+def together(block: Any, first: Any, stop: Any) -> Any:
+    """How many vectors from `first` on can be copied together."""
+    return min(COLUMNS, stop - first, block.shape[2] - first % block.shape[2])
+
+
+@functools.partial(jit, inline="always")
+def float_key(bits: Any, shift: Any, infinity: Any) -> Any:
+    """The bits of a float as a 64-bit unsigned key of the same order; -0.0 is 0.0, NaN is last.
+
+    `shift` moves the bits of a shorter float to the top of the word, `infinity` has the so shifted
+    bits of +inf. There is no branch on the sign, which no processor could predict.
+    """
+    wide = np.uint64(bits) << shift
+    magnitude = wide & ~SIGN
+    key = wide ^ ((np.uint64(0) - (wide >> np.uint64(63))) | SIGN)
+    if magnitude > infinity:
+        key = ~np.uint64(0)
+    if magnitude == np.uint64(0):
+        key = SIGN
+    return key >> shift << shift
+
+
+@jit
+def sort_words(words: Any, scratch: Any, counts: Any) -> None:
     """Sort `words` in place, stably, by their upper 32 bits."""
     n = words.size
     if n <= _SHORT:
         for i in range(1, n):
             word = words[i]
             j = i
-            while j > 0 and words[j - 1] >> _HALF > word >> _HALF:
+            while j > 0 and words[j - 1] >> HALF > word >> HALF:
                 words[j] = words[j - 1]
                 j -= 1
             words[j] = word
@@ -62,7 +98,7 @@ def _sort(words: Any, scratch: Any, counts: Any) -> None:
     into, source = scratch, words
     passes = 0
     for digit in range(4):
-        shift = _HALF + _DIGIT * np.uint64(digit)
+        shift = HALF + _DIGIT * np.uint64(digit)
         start = counts[digit]
         if start[(words[0] >> shift) & _DIGIT_MASK] == n:
             continue  # every word has this digit: short floats, and weights of one sign and scale
@@ -79,60 +115,106 @@ def _sort(words: Any, scratch: Any, counts: Any) -> None:
         into, source = source, into
         passes += 1
     if passes % 2:
-        words[:] = scratch
+        words[:] = scratch[:n]
 
 
 @jit
-def _permute_rows(
-    values: Any, reference: Any, out: Any, shift: Any, infinity: Any, scatter: Any
-) -> None:
-    rows, n = reference.shape
-    words = np.empty(n, np.uint64)  # a word: 32 bits of a key above the position they came from
-    scratch = np.empty(n, np.uint64)
-    counts = np.empty((4, 256), np.uint32)
-    for row in range(rows):
-        phi, w, theta = reference[row], values[row], out[row]
-        if shift < _HALF:  # 64-bit keys: by their lower half, then stably by their upper half
-            for i in range(n):
-                words[i] = (_key(phi[i], shift, infinity) << _HALF) | np.uint64(i)
-            _sort(words, scratch, counts)
-            for i in range(n):
-                position = words[i] & _LOW
-                words[i] = (_key(phi[position], shift, infinity) & ~_LOW) | position
-        else:
-            for i in range(n):
-                words[i] = (_key(phi[i], shift, infinity) & ~_LOW) | np.uint64(i)
-        _sort(words, scratch, counts)
-        if scatter:
-            for i in range(n):
-                theta[words[i] & _LOW] = w[i]
-        else:
-            for i in range(n):
-                theta[i] = w[words[i] & _LOW]
-
-
-def _run(values: NDArray[Any], reference: NDArray[Any], out: NDArray[Any], scatter: bool) -> None:
-    unsigned = np.dtype(f"u{reference.dtype.itemsize}")
-    shift = np.uint64(64 - 8 * reference.dtype.itemsize)
-    infinity = np.uint64(np.asarray(np.inf, reference.dtype).view(unsigned)) << shift
-    w, phi, theta = (array.view(unsigned) for array in (values, reference, out))
-    _permute_rows(w, phi, theta, shift, infinity, scatter)
-
-
-def sort_rows(rows: NDArray[Any], out: NDArray[Any]) -> None:
-    """Write each of the (m, n) rows, sorted, to `out`: theta_sorted of Algorithm 2."""
-    _run(rows, rows, out, scatter=False)
-
-
-def synchronize_rows(phi: NDArray[Any], sorted_rows: NDArray[Any], out: NDArray[Any]) -> None:
-    """Write each sorted row, in the ranking of the same row of `phi`, to `out` (Section 3.1).
-
-    With `order` the stable argsort of `phi`, `out[order] = sorted_row`: one sort is enough, the
-    ranking R' itself (`out = sorted_row[R']`) is never made.
+def sort_positions(words: Any, key: Any, wide: Any, scratch: Any, counts: Any) -> None:
+    """Sort positions stably by their keys.
 
     Args:
-        phi: (m, n) C-contiguous rows, n < 2^32.
-        sorted_rows: (m, n) C-contiguous rows of the same dtype, in ascending order.
-        out: (m, n) C-contiguous, of the same dtype; written.
+        words: (m,): the upper half of a key and, in the lower half, its position; sorted in place.
+        key: the whole keys, by position.
+        wide: whether keys have lower halves, too.
+        scratch: (>= m,).
+        counts: (4, 256) uint32.
     """
-    _run(sorted_rows, phi, out, scatter=True)
+    if wide:  # by the lower half, then stably by the upper half
+        for i in range(words.size):
+            position = words[i] & LOW
+            words[i] = (key[position] << HALF) | position
+        sort_words(words, scratch, counts)
+        for i in range(words.size):
+            position = words[i] & LOW
+            words[i] = (key[position] & HIGH) | position
+    sort_words(words, scratch, counts)
+
+
+@jit
+def _permute(
+    values: Any,
+    reference: Any,
+    out: Any,
+    start: Any,
+    stop: Any,
+    shift: Any,
+    infinity: Any,
+    scatter: Any,
+) -> None:
+    n = reference.shape[1]
+    phi = np.empty((COLUMNS, n), reference.dtype)
+    w, theta = np.empty_like(phi), np.empty_like(phi)
+    words = np.empty(n, np.uint64)  # a word: 32 bits of a key above the position they came from
+    key, scratch = np.empty_like(words), np.empty_like(words)
+    counts = np.empty((4, 256), np.uint32)
+    first = start
+    while first < stop:
+        count = together(out, first, stop)
+        read_columns(reference, first, count, phi)
+        read_columns(values, first, count, w)
+        for c in range(count):
+            for x in range(n):
+                key[x] = float_key(phi[c, x], shift, infinity)
+                words[x] = (key[x] & HIGH) | np.uint64(x)
+            sort_positions(words, key, shift < HALF, scratch, counts)
+            if scatter:
+                for x in range(n):
+                    theta[c, words[x] & LOW] = w[c, x]
+            else:
+                for x in range(n):
+                    theta[c, x] = w[c, words[x] & LOW]
+        write_columns(theta, first, count, out)
+        first += count
+
+
+def key_format(dtype: np.dtype[Any]) -> tuple[np.uint64, np.uint64]:
+    """The `shift` and the `infinity` of `float_key` for a floating dtype."""
+    shift = np.uint64(64 - 8 * dtype.itemsize)
+    infinity = np.uint64(np.asarray(np.inf, dtype).view(f"u{dtype.itemsize}")) << shift
+    return shift, infinity
+
+
+def _run(
+    values: NDArray[Any],
+    reference: NDArray[Any],
+    out: NDArray[Any],
+    start: int,
+    stop: int,
+    scatter: bool,
+) -> None:
+    unsigned = f"u{reference.dtype.itemsize}"
+    w, phi, theta = (array.view(unsigned) for array in (values, reference, out))
+    _permute(w, phi, theta, start, stop, *key_format(reference.dtype), scatter)
+
+
+def sort(block: NDArray[Any], out: NDArray[Any], start: int, stop: int) -> None:
+    """Write vectors `start` to `stop` of a block, sorted, to `out`: theta_sorted of Algorithm 2."""
+    _run(block, block, out, start, stop, scatter=False)
+
+
+def give_ranking(
+    phi: NDArray[Any], theta_sorted: NDArray[Any], out: NDArray[Any], start: int, stop: int
+) -> None:
+    """Write sorted vectors, in the ranking of the same vectors of `phi`, to `out` (Section 3.1).
+
+    With `order` the stable argsort of phi, `out[order] = theta_sorted`: one sort is enough, the
+    ranking R' itself (`out = theta_sorted[R']`) is never made.
+
+    Args:
+        phi: (outer, n, inner) C-contiguous, n < 2^32.
+        theta_sorted: alike, of the same dtype, each vector in ascending order.
+        out: alike; written.
+        start: the number of the first vector.
+        stop: that behind the last one.
+    """
+    _run(theta_sorted, phi, out, start, stop, scatter=True)

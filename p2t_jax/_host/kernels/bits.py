@@ -1,0 +1,95 @@
+"""Sets of small integers as words of bits, with the next member found in a few steps.
+
+A set of the integers below n is a tree of words. Bit i of the lowest level says whether i is a
+member; a bit of the level above says whether a word below is not zero; and so on, up to a level of
+one word. Up to 64 integers are a single word.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from p2t_jax._host.kernels.cache import jit
+
+_ONE, _WORD, _IN_WORD = np.uint64(1), np.uint64(6), np.uint64(63)
+
+
+@intrinsic  # type: ignore[misc]
+def trailing_zeros(_: Any, word: Any) -> Any:
+    """The number of the lowest bit of a uint64 that is not zero, as uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del signature
+        return builder.cttz(arguments[0], context.get_constant(types.boolean, False))
+
+    return types.uint64(types.uint64), generate
+
+
+@jit
+def empty_sets(count: Any, n: Any) -> Any:
+    """Room for `count` sets of the integers below n or fewer: (words, where each level begins)."""
+    words = levels = 0
+    size = n
+    while True:
+        size = (size + 63) >> 6
+        words += size
+        levels += 1
+        if size <= 1:
+            break
+    return np.empty((count, max(words, 1)), np.uint64), np.empty(levels + 1, np.int64)
+
+
+@jit
+def clear(words: Any, begin: Any, n: Any) -> Any:
+    """Make all sets empty, to be used for integers below n; return the number of levels."""
+    begin[0] = level = 0
+    size = n
+    while True:
+        size = (size + 63) >> 6
+        level += 1
+        begin[level] = begin[level - 1] + size
+        if size <= 1:
+            break
+    words[:, : begin[level]] = 0
+    return level
+
+
+@jit
+def insert(words: Any, which: Any, begin: Any, levels: Any, i: Any) -> None:
+    """Add i to a set."""
+    for level in range(levels):
+        words[which, begin[level] + (i >> 6)] |= _ONE << (np.uint64(i) & _IN_WORD)
+        i >>= 6
+
+
+@jit
+def remove(words: Any, which: Any, begin: Any, levels: Any, i: Any) -> None:
+    """Take i out of a set."""
+    for level in range(levels):
+        at = begin[level] + (i >> 6)
+        words[which, at] &= ~(_ONE << (np.uint64(i) & _IN_WORD))
+        if words[which, at]:
+            return
+        i >>= 6
+
+
+@jit
+def contains(words: Any, which: Any, i: Any) -> Any:
+    """Whether i is in a set."""
+    return (words[which, i >> 6] >> (np.uint64(i) & _IN_WORD)) & _ONE != 0
+
+
+@jit
+def following(words: Any, which: Any, begin: Any, levels: Any, i: Any) -> Any:
+    """The least member above i, or -1."""
+    for level in range(levels):
+        word = (words[which, begin[level] + (i >> 6)] >> (np.uint64(i) & _IN_WORD)) >> _ONE
+        if word:
+            i += 1 + np.int64(trailing_zeros(word))
+            for below in range(level - 1, -1, -1):
+                i = (i << 6) + np.int64(trailing_zeros(words[which, begin[below] + i]))
+            return i
+        i >>= 6
+    return np.int64(-1)

@@ -1,0 +1,179 @@
+"""The subsets of a weight vector: drawn at random, sorted by weight and by |r| (Section 2.1)."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from p2t_jax._host.kernels.cache import jit
+from p2t_jax._host.kernels.radix import HALF, HIGH, LOW, float_key, sort_positions
+
+LEAST_SUBSET = 10  # weights, as in the authors' code
+
+_ONE = np.uint64(1)
+
+# All uint64, for Numba adds uint64 and int64 as float64.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLY = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFT = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
+@jit
+def subset_count(n: int, partition_ratio: float) -> int:
+    r"""The number of subsets of a weight vector, :math:`\lfloor 1/\lambda \rfloor` (Section 2.1.4).
+
+    There are fewer where a subset would have less than `LEAST_SUBSET` weights. A quotient within
+    2^-22 of an integer, relatively, is taken for that integer: the float32 nearest to 0.1 is above
+    0.1 and still means ten subsets.
+
+    Args:
+        n: the weights of the vector.
+        partition_ratio: lambda, positive.
+
+    Returns:
+        The number, at least 1.
+    """
+    most = max(1, n // LEAST_SUBSET)
+    quotient = 1.0 / partition_ratio
+    if not quotient < most:
+        return most
+    nearest = np.rint(quotient)
+    if abs(quotient - nearest) <= 2.0**-22 * quotient:
+        return max(1, int(nearest))
+    return max(1, int(quotient))
+
+
+@jit
+def random_bits(state: np.uint64, k: Any) -> np.uint64:
+    """Number k of a stream of 64 random bits each: splitmix64."""
+    z = state + np.uint64(k) * _GOLDEN
+    z = (z ^ (z >> _SHIFT[0])) * _MULTIPLY[0]
+    z = (z ^ (z >> _SHIFT[1])) * _MULTIPLY[1]
+    return z ^ (z >> _SHIFT[2])
+
+
+@jit
+def below(random: np.uint64, n: Any) -> Any:
+    """The lower 32 random bits as a number below n (Lemire): biased by at most n / 2^32."""
+    return np.int64(((random & LOW) * np.uint64(n)) >> HALF)
+
+
+@jit
+def partition(state: np.uint64, label: Any, subsets: Any) -> None:
+    """Deal the weights of a vector into subsets at random (Section 2.1.4).
+
+    Fisher-Yates, inside out, on 0, ..., subsets - 1, 0, ..., subsets - 1, 0, ..., so that sizes
+    differ by at most one.
+
+    Args:
+        state: of a stream of random bits. A weight takes half a number, from number 1 on.
+        label: (n,) integers; written: the subset of each weight.
+        subsets: their number.
+    """
+    dealt = 0
+    random = np.uint64(0)
+    for x in range(label.size):
+        if x & 1:
+            random >>= HALF
+        else:
+            random = random_bits(state, x // 2 + 1)
+        y = below(random, x + 1)
+        label[x] = label[y]
+        label[y] = dealt
+        dealt = dealt + 1 if dealt + 1 < subsets else 0
+
+
+@jit
+def all_finite(bits: Any, shift: Any, infinity: Any) -> Any:
+    sound = True
+    for x in bits:
+        sound &= np.uint64(x) << shift << _ONE < infinity << _ONE
+    return sound
+
+
+@functools.partial(jit, fastmath={"nnan", "nsz"})
+def value_range_of(w: Any) -> float:
+    """A, the largest weight less the smallest (Section 2.1.3), of finite weights."""
+    low = high = w[0]
+    for x in w:
+        low, high = min(low, x), max(high, x)
+    return np.float64(high) - np.float64(low)
+
+
+@jit
+def order(c: Any, weights: Any, recommendations: Any, scratch: Any) -> Any:
+    """Sort the places of the weights that take part, by weight and by |r|; return their number.
+
+    They are in the lower halves of the first words of the scratch. Of equal weights those that want
+    a lighter one come first; otherwise places are ascending.
+    """
+    bits, shift, infinity = weights[1][c], weights[2], weights[3]
+    r, r_bits, r_shift = recommendations[0][c], recommendations[1][c], recommendations[2]
+    by_weight, by_size, key, spare, counts = scratch
+    for x in range(r.size):
+        key[x] = float_key(bits[x], shift, infinity)
+    m = 0
+    for x in range(r.size):
+        by_weight[m] = (key[x] & HIGH) | np.uint64(x)
+        m += r[x] > 0
+    for x in range(r.size):
+        by_weight[m] = (key[x] & HIGH) | np.uint64(x)
+        m += r[x] < 0
+    sort_positions(by_weight[:m], key, shift < HALF, spare, counts)
+    m = 0
+    for x in range(r.size):
+        key[x] = ~(np.uint64(r_bits[x]) << r_shift << _ONE) >> r_shift << r_shift
+        by_size[m] = (key[x] & HIGH) | np.uint64(x)
+        m += abs(r[x]) > 0
+    sort_positions(by_size[:m], key, r_shift < HALF, spare, counts)
+    return m
+
+
+@jit
+def deal(
+    w: Any,
+    r: Any,
+    sorted_places: Any,
+    m: Any,
+    label: Any,
+    slot: Any,
+    end: Any,
+    subsets: Any,
+    members: Any,
+) -> None:
+    """Deal the m weights that take part to their subsets.
+
+    Subset p is `end[0, p]` to `end[0, p + 1]` of the `members`: weights, ascending; their places;
+    whether they want to be heavier; and the roots, as numbers in the subset, largest |r| first.
+    """
+    by_weight, by_size = sorted_places[0], sorted_places[1]
+    weight, place, heavier, root = members
+    end[:, : subsets + 1] = 0
+    for k in range(m):
+        end[0, np.uint64(label[by_weight[k] & LOW]) + _ONE] += 1
+    for p in range(subsets):
+        end[0, p + 1] += end[0, p]
+        end[1, p] = end[0, p]
+    for k in range(m):
+        x = by_weight[k] & LOW
+        p = np.uint64(label[x])
+        at = np.uint64(end[1, p])
+        end[1, p] += 1
+        weight[at], place[at], heavier[at] = w[x], x, r[x] < 0
+        slot[x] = at
+    for p in range(subsets):
+        end[1, p] = end[0, p]
+    for k in range(m):
+        x = by_size[k] & LOW
+        p = np.uint64(label[x])
+        root[np.uint64(end[1, p])] = np.uint64(slot[x]) - np.uint64(end[0, p])
+        end[1, p] += 1
+
+
+@jit
+def smallest_distance(weight: Any, begin: Any, size: Any) -> float:
+    """The smallest distance between two of the ascending weights of a subset (Section 2.1.4)."""
+    distance = np.inf
+    for k in range(begin + 1, begin + size):
+        distance = min(distance, weight[k] - weight[k - 1])
+    return distance

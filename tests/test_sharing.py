@@ -1,0 +1,99 @@
+"""Jobs are shared among threads: all of them run, errors arrive, and nothing hangs."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import pytest
+
+from p2t_jax._host.sharing import share
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 100])
+def test_every_job_runs_once_before_share_returns(count):
+    done = []
+    share(done.append, range(count))
+    assert sorted(done) == list(range(count))
+
+
+def test_a_single_job_runs_on_the_calling_thread():
+    threads = []
+    share(lambda _: threads.append(threading.current_thread()), [None])
+    assert threads == [threading.current_thread()]
+
+
+def test_the_error_is_that_of_the_first_job_that_fails():
+    def do(job):
+        time.sleep(0.001 * (10 - job))
+        if job in (3, 4, 5):
+            raise ValueError(f"job {job}")
+
+    for _ in range(10):
+        with pytest.raises(ValueError, match="job 3"):
+            share(do, range(10))
+
+
+def test_jobs_that_have_not_begun_by_the_first_error_do_not_begin():
+    begun = []
+
+    def do(job):
+        begun.append(job)
+        raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        share(do, range(1000))
+    assert len(begun) < 100
+
+
+def test_jobs_of_jobs_and_of_many_threads_do_not_wait_for_each_other():
+    done = []
+
+    def outer(i):
+        share(lambda j: done.append((i, j)), range(20))
+
+    threads = [threading.Thread(target=share, args=(outer, range(20))) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(done) == 5 * 20 * 20
+
+
+def meet():
+    """Two jobs that end only if they run at the same time."""
+    barrier = threading.Barrier(2)
+    share(lambda _: barrier.wait(30), range(2))
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one thread does it all")
+def test_jobs_run_at_the_same_time():
+    meet()
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one thread does it all")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="cannot fork")
+def test_a_forked_child_has_threads_of_its_own():
+    meet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX and Python warn of forks of processes with threads
+        child = multiprocessing.get_context("fork").Process(target=meet)
+        child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_sharing_at_interpreter_exit_ends():
+    code = """
+import atexit, threading
+from p2t_jax._host.sharing import share
+share(print, range(4))
+threading._register_atexit(share, print, range(4))  # before the pool's threads end, and
+atexit.register(share, print, range(4))  # after
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert sorted(run.stdout.split()) == sorted("0123" * 3)

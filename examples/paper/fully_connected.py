@@ -81,7 +81,8 @@ def trials_of(optimizer, count):
 
 def search(options):
     """Random search: all trials with one seed, then the best with more; the best mean wins."""
-    held_back = mnist(data.validation_split(data.load("mnist", options.data_dir), 10_000))
+    dataset = data.load("mnist", options.data_dir)
+    held_back = mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
     record = Record.load(SEARCH, options.output_dir)
     record.contents |= {"experiment": SEARCH, "versions": versions()}
     known = record.contents.setdefault("trials", [])
@@ -176,8 +177,8 @@ def cycles(images, steps):
                 args = (images.train_images, images.train_labels, part, jax.random.key(0))
                 state, _ = chunk(state, *args)
         after = training.exact(state.params, state.opt_state)
-        sources = p2t.permutation_of(after, before, vectors=every_weight_and_bias)
-        lengths = [np.ravel(p2t.cycle_lengths(source)) for source in jax.tree.leaves(sources)]
+        sources = p2t.permutations.permutation_of(after, before, vectors=every_weight_and_bias)
+        lengths = [np.ravel(p2t.permutations.cycle_lengths(source)) for source in jax.tree.leaves(sources)]
         weights = np.bincount(np.concatenate(lengths))  # by the length of their cycle; 0, 1: none
         counts = weights[2:] // np.arange(2, len(weights))
         found[str(step)] = {"weights moved": round(1 - weights[1] / weights.sum(), 4),

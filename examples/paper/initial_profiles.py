@@ -18,13 +18,13 @@ from common.records import Record, spread, table
 
 SYNC_PERIOD = 20
 PROFILES = {
-    "uniform, `kaiming(0)`": p2t.kaiming(0),
-    "between, `kaiming(0.25)`": p2t.kaiming(0.25),
-    "normal, `kaiming(0.5)`": p2t.kaiming(0.5),
-    "more confident, `kaiming(0.75)`": p2t.kaiming(0.75),
-    "double exponential, `kaiming(1)`": p2t.kaiming(1),
-    "two weights, -c and c": p2t.from_profile([-1.0, 1.0], gain=2**0.5),
-    "three weights, -c, 0 and c": p2t.from_profile([-1.0, 0.0, 1.0], gain=2**0.5),
+    "uniform, `kaiming(0)`": p2t.initializers.kaiming(0),
+    "between, `kaiming(0.25)`": p2t.initializers.kaiming(0.25),
+    "normal, `kaiming(0.5)`": p2t.initializers.kaiming(0.5),
+    "more confident, `kaiming(0.75)`": p2t.initializers.kaiming(0.75),
+    "double exponential, `kaiming(1)`": p2t.initializers.kaiming(1),
+    "two weights, -c and c": p2t.initializers.from_profile([-1.0, 1.0], gain=2**0.5),
+    "three weights, -c, 0 and c": p2t.initializers.from_profile([-1.0, 0.0, 1.0], gain=2**0.5),
 }
 NORMAL, TRAINED = "normal, `kaiming(0.5)`", "profiles of a network trained by Adam"
 ADAM = f"Adam from {NORMAL}"
@@ -52,8 +52,8 @@ def main():
         trained = fit(ADAM, adam, PROFILES[NORMAL])
         for name, initializer in PROFILES.items():
             fit(name, laperm, initializer)
-        profiles = p2t.weight_profiles(trained.params)
-        fit(TRAINED, laperm, jax.tree.map(p2t.from_profile, profiles))
+        profiles = p2t.profiles.weight_profiles(trained.params)
+        fit(TRAINED, laperm, jax.tree.map(p2t.initializers.from_profile, profiles))
     experiment.finish()
 
 

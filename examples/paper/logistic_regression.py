@@ -27,13 +27,13 @@ AUTHORS_SPARSER, AUTHORS_STRONGER = 3.8, 70
 
 def on_grid(key, params):
     """Where updates are exact, a weight that stays has an update of exactly zero."""
-    return p2t.to_grid(params, vectors=every_weight_and_bias)
+    return p2t.initializers.to_grid(params, vectors=every_weight_and_bias)
 
 
 def changes(updates, state):
     """Of one update to the weights: how many change; their mean absolute and mean square change."""
-    sparsity, size = p2t.update_statistics(updates)
-    _, square = p2t.update_statistics(jax.tree.map(jnp.square, updates))
+    sparsity, size = p2t.permutations.update_statistics(updates)
+    _, square = p2t.permutations.update_statistics(jax.tree.map(jnp.square, updates))
     return 1 - sparsity, size, square
 
 

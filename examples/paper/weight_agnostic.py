@@ -89,7 +89,7 @@ def main():
         steps = 2 * EVERY if options.short else network.epochs * per_epoch
 
         def shared(key, params, network=network):
-            params = p2t.reinitialize(key, params, p2t.from_profile([network.weight]))
+            params = p2t.reinitialize(key, params, p2t.initializers.from_profile([network.weight]))
             return p2t.prune(jax.random.fold_in(key, 0), params, layers(network.keep))
 
         for seed in experiment.seeds:
@@ -146,10 +146,12 @@ def draw(record: Record):
                 ax, record, f"{name}, k = {k}", "LAPerm", label, error=True, linestyle=line
             )
         figures.paper_line(ax, 1 - PUBLISHED[name], "published, best moment")
+        ax.label_outer()
         layers = "-".join(map(str, (784, *network.features)))
         ax.set_title(f"({letter}) {name}: {layers}, weights from {{0, {network.weight}}}")
         figures.error_axis(ax, 0.07, 1)
-        ax.legend(loc="upper right")
+    axs[1].get_legend().remove()
+    axs[0].legend(loc="upper right")
     return {"accuracy": figure}
 
 

@@ -53,7 +53,7 @@ def main():
 def by_layer(params, sort):
     """The similarity of the profiles of every layer."""
     vectors = [np.transpose(layer["kernel"]) for layer in params.values()]
-    return [float(p2t.profile_similarity(np.sort(w) if sort else w)) for w in vectors]
+    return [float(p2t.profiles.profile_similarity(np.sort(w) if sort else w)) for w in vectors]
 
 
 def quantiles(run):

@@ -75,13 +75,16 @@ def draw(record: Record):
     figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
     names = [*PROFILES, TRAINED, ADAM]
     for row, name in enumerate(names):
-        color = figures.COLORS["Adam" if name == ADAM else "LAPerm"]
-        accuracy = record.last(name)
-        ax.plot(accuracy, [row] * len(accuracy), "o", color=color, alpha=0.6, markersize=5)
+        optimizer = "Adam" if name == ADAM else "LAPerm"
+        color, accuracy = figures.COLORS[optimizer], record.last(name)
+        label = f"{optimizer}, seeds and mean" if name in (NORMAL, ADAM) else None
+        style = {"color": color, "alpha": 0.6, "markersize": 5, "label": label}
+        ax.plot(accuracy, [row] * len(accuracy), "o", **style)
         ax.plot([accuracy.mean()] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2)
     ax.set_yticks(range(len(names)), [name.replace("`", "") for name in names])
     ax.invert_yaxis()
-    ax.set(xlabel="test accuracy after 3,000 mini-batches", title="LAPerm; last row: Adam")
+    ax.set(xlabel="test accuracy after 3,000 mini-batches", title="LAPerm from eight profiles")
+    ax.legend(loc="center left")
     ax.grid(axis="x", alpha=0.3)
     figures.percent(ax.xaxis, decimals=1)
     return {"accuracy": figure}

@@ -16,12 +16,14 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import p2t_jax as p2t
 from p2t_jax import plots
+from p2t_jax.permutations import permutation_of
 
 BATCH = 64
 PHASE_2 = 210  # mini-batches by LAPerm before Adam takes over
@@ -91,7 +93,10 @@ def run(model, tx, params, state, data, batches):
         return (optax.apply_updates(params, updates), state), None
 
     (params, state), _ = jax.lax.scan(step, (params, state), batches)
-    permutes = optax.tree.get(state, "vectors") is not None
+    permutes = [optax.tree.get(state, name) for name in ("sync_step", "sgperm_step")] != [
+        None,
+        None,
+    ]
     now = p2t.permuted_params(state, params) if permutes else params
     return params, state, now, accuracy(model, now, data)
 
@@ -156,10 +161,10 @@ def recommendations(data):
     return kernel(params, "Dense_0")[subset, 0], gradient[subset]
 
 
-def sgperm_step(vector, gradient, alpha, priority):
+def sgperm_step(vector, gradient, alpha):
     """The weights of a vector after one step of SGPerm, all of them in one subset."""
     vector = jnp.asarray(vector)
-    tx = p2t.cycle_permutation(0, alpha, 1.0, priority=priority, vectors=0)
+    tx = p2t.cycle_permutation(0, alpha, 1.0, vectors=0)
     _, state = tx.update(-jnp.asarray(gradient), tx.init(vector), vector)
     return p2t.permuted_params(state, vector)
 
@@ -178,75 +183,91 @@ def subplots(rows, columns, width, height, **options):
     return plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
 
 
+def color_bar(figure, axs, **options):
+    """Of the last image on the last of these Axes, with few ticks."""
+    image = np.ravel(axs)[-1].images[-1]
+    return figure.colorbar(image, ax=axs, ticks=MaxNLocator(3, symmetric=True), **options)
+
+
 def draw_profile(weights):
     figure, (left, right) = subplots(1, 2, 4.2, 3, sharey=True)
-    plots.profile(weights, sort=False, ax=left).set_title("(a) as they are")
+    plots.profile(weights, sort=False, ax=left).set_title("(a) unsorted")
     plots.profile(weights, ax=right).set(title="(b) sorted", ylabel="")
     return figure
 
 
 def draw_partition(vector):
-    figure, (left, right) = subplots(1, 2, 3.8, 3.4)
+    figure, (left, right) = subplots(1, 2, 4, 3.4)
     subset = np.random.default_rng(0).choice(784, 37, replace=False)
-    plots.weight_vector(vector, (28, 28), subset=subset, ax=left)
-    plots.profile(vector, subset=subset, ax=right)
+    plots.weight_vector(vector, (28, 28), subset=subset, ax=left).set_title("(a) as a picture")
+    color_bar(figure, left, label="weight")
+    plots.profile(vector, subset=subset, ax=right).set_title("(b) sorted")
     return figure
 
 
 def draw_chords(vector, gradient, laperm):
-    figure, axs = subplots(1, 3, 3.6, 3.8)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10.5, 6.3), layout="constrained", width_ratios=(3.5, 6)
+    )
     alpha = 0.15
-    permissible = plots.permissible_movements(vector, gradient, alpha)
-    for priority, ax in zip(("nearest", "farthest"), axs[:2], strict=True):
-        after = sgperm_step(vector, gradient, alpha, priority)
-        plots.chords(
-            vector,
-            p2t.permutation_of(after, vector, vectors=0),
-            recommendations=gradient,
-            permissible=permissible,
-            ax=ax,
-        ).set_title(f"SGPerm, {priority} first")
+    after = sgperm_step(vector, gradient, alpha)
+    plots.chords(
+        vector,
+        permutation_of(after, vector, vectors=0),
+        recommendations=gradient,
+        permissible=plots.permissible_movements(vector, gradient, alpha),
+        ax=left,
+    ).set_title("(a) A step of SGPerm, 37 weights")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=1, frameon=False)
     before, after = laperm
-    source = p2t.permutation_of(after, before, vectors=0)
-    plots.chords(before, source, ax=axs[2]).set_title("LAPerm, k = 20")
+    source = permutation_of(after, before, vectors=0)
+    plots.chords(before, source, ax=right).set_title("(b) A period of LAPerm, k = 20, 128 weights")
     return figure
 
 
 def draw_weight_vectors(before, after):
-    figure, axs = subplots(2, 10, 1, 1)
+    figure, axs = subplots(2, 10, 1, 1.1)
     for row, weights in zip(axs, (before, after), strict=True):
         for digit, ax in enumerate(row):
-            plots.weight_vector(weights[:, digit], (28, 28), ax=ax)
+            plots.weight_vector(weights[:, digit], (28, 28), ax=ax, vmin=-0.09, vmax=0.09)
+    for digit, ax in enumerate(axs[0]):
+        ax.set_title(str(digit))
     axs[0, 0].set_ylabel("before")
     axs[1, 0].set_ylabel("after")
+    color_bar(figure, axs, label="weight")
     return figure
 
 
 def draw_connections(matrices):
-    titles = ("(a) pruned", "(b) rewired by LAPerm, then Adam", "(c) Adam")
+    titles = ("pruned", "LAPerm, then Adam", "Adam")
     figure, axs = subplots(2, 3, 3.2, 2.8)
-    for (whole, part), title, weights in zip(axs.T, titles, matrices, strict=True):
-        plots.connections(weights, ax=whole).set(title=title)
-        plots.connections(weights, rows=slice(300, 400), columns=slice(50, 150), ax=part)
+    limit = max(abs(weights).max() for weights in matrices)
+    for i, (title, weights) in enumerate(zip(titles, matrices, strict=True)):
+        for ax, letter in zip(axs[:, i], ("abc"[i], "def"[i]), strict=True):
+            plots.connections(weights, ax=ax, vmin=-limit, vmax=limit)
+            ax.set_title(f"({letter}) {title}" + (", closer" if letter in "def" else ""))
+        axs[1, i].set(xlim=(50, 150), ylim=(400, 300))
     for ax in axs[:, 1:].flat:
         ax.set_ylabel("")
     for ax in axs[0]:
         ax.set_xlabel("")
+    color_bar(figure, axs, label="weight")
     return figure
 
 
 def draw_learning_curves(logistic, both, alone):
-    figure, (left, middle, right) = subplots(1, 3, 3.6, 3)
+    figure, (left, middle, right) = subplots(1, 3, 4, 3.4, sharey=True)
     for name, histories in zip(("SGPerm", "Adam"), zip(*logistic, strict=True), strict=True):
         batches, accuracies = zip(*map(curve, histories), strict=True)
         plots.learning_curve(batches[0], accuracies, label=name, ax=left)
-    left.set_title("Logistic regression, 3 runs")
+    left.set_title("(a) Logistic regression, 3 runs")
     for ax in (middle, right):
-        phases = {"LAPerm": 0, "Adam (LAPerm reconnected)": PHASE_2}
+        phases = {"LAPerm": 0, "Adam after LAPerm": PHASE_2}
         plots.learning_curve(*curve(both), phases=phases, ax=ax)
-        plots.learning_curve(*curve(alone), label="Adam", ax=ax)
-    middle.set_title("90 % pruned")
-    right.set(title="The first mini-batches", xlim=(0, 2 * PHASE_2))
+        plots.learning_curve(*curve(alone), label="Adam", ax=ax).set_ylabel("")
+    left.set_ylabel("test accuracy")
+    middle.set_title("(b) 90% pruned")
+    right.set(title="(c) 90% pruned, the first mini-batches", xlim=(0, 2 * PHASE_2))
     return figure
 
 
@@ -257,21 +278,21 @@ def film(history):
     tiles = neurons.reshape(-1, 28, 28, 5).transpose(0, 1, 3, 2)
     gap = ((0, 0), (1, 1), (0, 0), (1, 1))
     frames = np.pad(tiles, gap, constant_values=np.nan).reshape(-1, 30, 150)
-    figure = plt.figure(figsize=(4.5, 1.2))  # 3 pixels a weight, and a title
+    figure = plt.figure(figsize=(4.5, 1.2))  # 3 pixels per weight, and a title
     ax = figure.add_axes((0, 0, 1, 0.75))
     animation = plots.animate(
-        frames, (30, 150), batches=steps, interval=200, ax=ax, cmap=plt.get_cmap("viridis", 16)
+        frames, (30, 150), batches=steps, interval=200, ax=ax, cmap=plt.get_cmap("RdBu_r", 16)
     )
     ax.set_axis_off()
     return animation
 
 
 def save(figure, path):
-    """A PNG of 128 colours, which makes small files even of noise."""
+    """A PNG of 256 colours, which makes small files even of noise."""
     figure.set_dpi(90)
     figure.canvas.draw()
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(128).save(path, optimize=True)
+    picture.quantize(256).save(path, optimize=True)
     print(path)
 
 

@@ -7,9 +7,17 @@ needs Matplotlib and has to be imported: `import p2t_jax.plots`.
 
 from p2t_jax import initializers, permutations, profiles, sparse, storage
 from p2t_jax._exact import is_permutation, permuted_params
+from p2t_jax._host.switch import set_host_callback
 from p2t_jax._laperm import SynchronizeState, laperm, synchronize
-from p2t_jax._sgperm import CyclePermutationState, cycle_permutation, sgperm
-from p2t_jax._vectors import equinox_vectors, flax_vectors, haiku_vectors, stacked
+from p2t_jax._sgperm import CyclePermutationState, cycle_permutation, geometric_schedule, sgperm
+from p2t_jax._vectors import (
+    equinox_vectors,
+    flax_vectors,
+    haiku_vectors,
+    infer_vectors,
+    stacked,
+    with_biases,
+)
 from p2t_jax.initializers import reinitialize
 from p2t_jax.sparse import KeepZerosState, keep_zeros, prune
 from p2t_jax.storage import pack, unpack
@@ -23,7 +31,9 @@ __all__ = [
     "cycle_permutation",
     "equinox_vectors",
     "flax_vectors",
+    "geometric_schedule",
     "haiku_vectors",
+    "infer_vectors",
     "initializers",
     "is_permutation",
     "keep_zeros",
@@ -34,10 +44,12 @@ __all__ = [
     "profiles",
     "prune",
     "reinitialize",
+    "set_host_callback",
     "sgperm",
     "sparse",
     "stacked",
     "storage",
     "synchronize",
     "unpack",
+    "with_biases",
 ]

@@ -7,35 +7,36 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from p2t_jax import _checks, _ranking
-from p2t_jax._host import per_row as host
+from p2t_jax import _leaves, _ranking, _updates
+from p2t_jax._host import per_row
+from p2t_jax._host.switch import host_callbacks
 from p2t_jax._laperm import SynchronizeState
 from p2t_jax._sgperm import CyclePermutationState
-from p2t_jax._vectors import VectorSpec, flax_vectors, path_names, vector_axes
+from p2t_jax._vectors import Path, VectorSpec, named_leaves
 
 
+@_updates.under_any_switch
 def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params:
-    r"""The parameters with every weight vector bit for bit a permutation of its initial weights.
+    r"""The parameters, with every weight vector an exact permutation of its initial weights.
 
-    Optax applies updates by adding them, and :math:`p + (\theta - p)` misses :math:`\theta` by a
-    rounding error in a third of all cases; between two synchronizations LAPerm's weights are the
-    inner optimizer's own. For LAPerm this synchronizes `params` as they are now,
-    :math:`\theta = \theta_{sorted}[R(params)]`, at any step; SGPerm's state has :math:`\theta`
-    itself. Evaluate, save and count on these; go on training from `params`.
+    Optax applies updates by adding them, and :math:`p + (\theta - p)` differs from :math:`\theta`
+    in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
+    inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
+    :math:`\theta = \theta_{sorted}[R(params)]`. SGPerm's state has :math:`\theta` itself. Evaluate,
+    save and count on the result; go on training from `params`.
 
     Args:
-        state: the state of an optimizer that has `laperm` or `sgperm` in it, however deep: in
+        state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in
             `optax.chain`, `masked`, `partition`, `inject_hyperparams`, `MultiSteps`,
             `apply_if_finite`.
         params: the current parameters.
 
     Returns:
-        `params`, its weight vectors permuted initial ones; all else as it is.
+        A tree like `params`. Its arrays are copies: the state and `params` may be donated.
 
     Raises:
-        ValueError: If `state` holds no weights of `laperm` or `sgperm`, belongs to other
-            parameters, or is that of a vmapped or pmapped ensemble: for those,
-            `jax.vmap(permuted_params)`.
+        ValueError: If `state` contains no state of `laperm` or `sgperm`, does not match `params`,
+            or is that of a vmapped or pmapped ensemble: for those, `jax.vmap(permuted_params)`.
 
     Example:
         >>> import jax.numpy as jnp, optax, p2t_jax as p2t
@@ -50,14 +51,15 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     states = [node for node in nodes if _holds_weights(node)]
     if not states:
         raise ValueError(
-            "state: there is no state of p2t_jax.laperm or p2t_jax.sgperm in it. Give the whole "
-            "optimizer state."
+            "state: contains no laperm or sgperm state; pass the full optimizer state (as returned "
+            "by tx.init)."
         )
-    with_path, treedef = jax.tree_util.tree_flatten_with_path(params)
-    leaves = {path_names(key_path): leaf for key_path, leaf in with_path}
+    leaves = dict(named_leaves(params))
+    permuted: dict[Path, Any] = {}
     for node in states:
-        leaves |= _permuted(node, leaves)
-    return jax.tree.unflatten(treedef, leaves.values())
+        permuted |= _permuted(node, leaves)
+    exact = [permuted.get(path, leaf) for path, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(params), map(_leaves.copy, exact))
 
 
 def _holds_weights(node: Any) -> bool:
@@ -65,8 +67,8 @@ def _holds_weights(node: Any) -> bool:
 
 
 def _permuted(
-    state: SynchronizeState | CyclePermutationState, leaves: dict[Any, Any]
-) -> dict[Any, Any]:
+    state: SynchronizeState | CyclePermutationState, leaves: dict[Path, Any]
+) -> dict[Path, Any]:
     """The weight vectors among `leaves`, by path, that this state knows."""
     if isinstance(state, SynchronizeState):
         step, weights = state.sync_step, state.theta_sorted
@@ -79,43 +81,40 @@ def _permuted(
             "replicas: use jax.vmap(p2t_jax.permuted_params)(state, params)."
         )
     axes, theta = {}, {}
-    for (key_path, w), leaf_axes in zip(
-        jax.tree_util.tree_leaves_with_path(weights),
-        vector_axes(state.vectors.spec, weights),
-        strict=True,
-    ):
-        path = path_names(key_path)
+    for path, w, leaf_axes in _leaves.walk(weights, state.vectors):
         leaf = leaves.get(path)
-        if leaf is None or (leaf.shape, leaf.dtype) != (w.shape, w.dtype):
-            raise _checks.other_parameters("state", path, w, leaf)
+        if leaf is None or not _leaves.fits(w, leaf):
+            raise _leaves.mismatch("state", path, w, leaf)
         if leaf_axes is not None:
-            axes[path], theta[path] = leaf_axes, w
+            axes[path], theta[path] = leaf_axes, jnp.asarray(w)
     if isinstance(state, CyclePermutationState):
         return theta
     phi = [jnp.asarray(leaves[path]) for path in theta]
-    permuted = _ranking.synchronize(list(axes.values()), phi, list(theta.values()))
+    permuted = _ranking.give_ranking(
+        list(axes.values()), list(theta.values()), phi, host_callback=host_callbacks(None)
+    )
     return dict(zip(theta, permuted, strict=True))
 
 
+@_updates.under_any_switch
 def is_permutation(
-    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> jax.Array:
-    """Whether every weight vector is bit for bit a permutation of the initial one.
+    """Whether every weight vector is exactly a permutation of the initial one.
 
     Compares the sorted bit patterns, in NumPy on a CPU: -0.0 is not 0.0 here, and a NaN only
-    itself. Shares no code with the ranking that it checks. Parameters that are no weight vectors do
-    not matter.
+    itself. Shares no code with the ranking that it checks. Other parameters do not matter.
 
     Args:
         params: the parameters to check, for instance `permuted_params(state, params)`.
         initial_params: what they were before training; of the same structure, shapes and dtypes.
-        vectors: where the weight vectors lie, as given to `laperm`.
+        vectors: which axes form weight vectors, as given to `laperm`.
 
     Returns:
         A boolean scalar; False also where a dtype changed.
 
     Raises:
-        ValueError: If the two trees are not alike.
+        ValueError: If the two trees do not match.
 
     Example:
         >>> import jax.numpy as jnp, p2t_jax as p2t
@@ -125,24 +124,28 @@ def is_permutation(
         >>> bool(p2t.is_permutation({"kernel": jnp.array([[2.0, 1.0], [3.0, 4.0]])}, initial))
         False
     """
-    axes = vector_axes(vectors, params)
-    now = jax.tree.leaves(params)
-    then = _checks.matching_leaves("initial_params", initial_params, params)
-    where = {i: leaf_axes for i, leaf_axes in enumerate(axes) if leaf_axes is not None}
-    if any(now[i].dtype != then[i].dtype for i in where):
+    then = _leaves.matching("initial_params", initial_params, params)
+    pairs = [
+        (leaf.axes, jnp.asarray(leaf.array), jnp.asarray(initial))
+        for leaf, initial in zip(_leaves.walk(params, vectors), then, strict=True)
+        if leaf.axes is not None
+    ]
+    if any(now.dtype != before.dtype for _, now, before in pairs):
         return jnp.array(False)
 
-    def sorted_bits(leaves: list[Any]) -> list[jax.Array]:
-        bits = [_bits(jnp.asarray(leaves[i])) for i in where]
-        return host.per_row(_sort_kernel, jnp.sort, list(where.values()), bits)
+    def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
+        axes = [leaf_axes for leaf_axes, _, _ in pairs]
+        bits = [jax.lax.bitcast_convert_type(x, f"int{8 * x.dtype.itemsize}") for x in leaves]
+        if host_callbacks(None):
+            return per_row.permute_vectors(_sort_on_host, jnp.sort, axes, bits)
+        return per_row.in_jax(jnp.sort, axes, bits)
 
-    pairs = zip(sorted_bits(now), sorted_bits(then), strict=True)
-    return jnp.array([jnp.all(a == b) for a, b in pairs]).all()
+    now = sorted_bits([now for _, now, _ in pairs])
+    before = sorted_bits([before for _, _, before in pairs])
+    return jnp.array([jnp.all(a == b) for a, b in zip(now, before, strict=True)]).all()
 
 
-def _bits(leaf: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(leaf, f"int{8 * leaf.dtype.itemsize}")
-
-
-def _sort_kernel(rows: host.Array, out: host.Array) -> None:
-    out[:] = np.sort(rows, axis=-1)
+def _sort_on_host(block: per_row.Array, out: per_row.Array, start: int, stop: int) -> None:
+    for vector in range(start, stop):
+        o, i = divmod(vector, block.shape[2])
+        out[o, :, i] = np.sort(block[o, :, i])

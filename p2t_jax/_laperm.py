@@ -1,81 +1,85 @@
 """LAPerm, lookahead permutation: Algorithm 2 and Section 3 of the paper."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG  # Optax shows it nowhere else.
 
-from p2t_jax import _checks, _ranking
-from p2t_jax._vectors import Remembered, VectorSpec, flax_vectors, vector_axes
-
-SyncPeriod: TypeAlias = jax.typing.ArrayLike | Callable[[Any], jax.typing.ArrayLike]
+from p2t_jax import _checks, _leaves, _ranking, _updates
+from p2t_jax._host.internals import varying_like
+from p2t_jax._host.switch import host_callbacks
+from p2t_jax._vectors import VectorAxes, VectorSpec
 
 
 class SynchronizeState(NamedTuple):
     """State of `synchronize`.
 
     Attributes:
-        sync_step: int32 scalar, the mini-batches seen so far: what a schedule of k is given.
+        sync_step: int32 scalar, the mini-batches seen so far: the argument of a schedule of k.
         lookahead_step: int32 scalar, i of Algorithm 2: the mini-batches since the last
             synchronization.
-        theta_sorted: the initial parameters, every weight vector sorted along its axes. Parameters
-            that are no weight vectors are there too, as they began, so that this tree mirrors the
-            parameters leaf by leaf for `optax.tree.map_params` and for shardings.
-        vectors: where the weight vectors lie; no array, part of the tree's structure.
+        theta_sorted: the initial parameters, every weight vector sorted along its axes. Other
+            parameters keep their initial value here, so that this tree mirrors the parameters leaf
+            by leaf, for `optax.tree.map_params` and for shardings.
+        vectors: the axes of the weight vectors; static metadata, not an array.
     """
 
     sync_step: jax.Array
     lookahead_step: jax.Array
     theta_sorted: optax.Params
-    vectors: Remembered
+    vectors: VectorAxes
 
 
 def laperm(
     inner: optax.GradientTransformation,
-    sync_period: SyncPeriod,
+    sync_period: optax.ScalarOrSchedule,
     *,
-    vectors: VectorSpec = flax_vectors,
+    vectors: VectorSpec = "flax",
+    host_callback: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains by lookahead permutation: an optimizer looks ahead, then the weights are reordered.
 
     For k mini-batches the inner optimizer moves the weights freely, :math:`\phi_i \leftarrow
     \phi_{i-1} + Opt(f, \phi_{i-1}, d_i)`. Then every weight vector is replaced by the initial
-    weights in the order that the inner optimizer gave them,
+    weights in the order of the inner optimizer's weights,
 
     .. math:: \theta_t = \theta_{sorted}[R(\phi_k)],
 
-    with R the ranking: 0 for the smallest weight, ties ranked by position, NaN last. Whatever no
-    rule declares a weight vector (biases, normalization) is left to the inner optimizer, as in
-    Section 5.2.
+    with R the ranking: 0 for the smallest weight, ties ranked by position, NaN last. All other
+    parameters (biases, normalization) are trained by the inner optimizer, as in Section 5.2.
 
     It is `optax.chain(inner, synchronize(sync_period))`, so `state[0]` is the inner optimizer's
-    state. Between synchronizations, and by rounding also after them, the parameters are not exactly
-    a permutation: evaluate and save `permuted_params(state, params)`, which is.
+    state. In addition, a synchronization makes a line search forget the value and the gradient that
+    it remembers of the look-ahead point, so that `optax.value_and_grad_from_state` computes them
+    anew. Between synchronizations the parameters are not a permutation, and after one they are only
+    up to rounding. Use `permuted_params` to evaluate and save.
 
     Args:
         inner: the inner optimizer, Opt in Algorithm 2. Any Optax optimizer; extra arguments of
             `update` reach it.
         sync_period: k, the mini-batches between synchronizations, at least 1: an int, a scalar
             array, or a schedule. A schedule is called with the number of mini-batches seen before
-            this one; the weights are synchronized once at least as many mini-batches as it then
-            asks for have passed since they were last. A traced or scheduled k that is below 1 or
-            NaN counts as 1.
-        vectors: where the weight vectors lie: a rule `(path, leaf) -> axes | None`, or a (prefix)
-            tree of axes. See `p2t_jax.vectors`.
+            this one; weights are synchronized when the steps since the last synchronization reach
+            its current value. A traced or scheduled k that is below 1 or NaN counts as 1.
+        vectors: which axes of a parameter form a weight vector: a rule `(path, leaf) -> axes |
+            None`, the name of one ("flax", "equinox", "haiku"), or a (prefix) tree of axes, such as
+            `infer_vectors` returns.
+        host_callback: whether ranking may run on the host, as it does on CPUs, where XLA sorts
+            slowly. False for plain JAX, which can be exported and cached. None for the default,
+            see `set_host_callback`.
 
     Returns:
         A gradient transformation whose `update` needs `params`. Its `init` needs the initial
         weights themselves: `theta_sorted` is made from them.
 
     Raises:
-        TypeError: If `inner` is no gradient transformation or `sync_period` no number; in `init`,
-            if a weight vector is not of a floating dtype.
-        ValueError: If `sync_period` is below 1 or no scalar; in `init`, if the tree is empty or a
-            rule does not know a leaf; in `update`, without `params` or with a state that belongs to
-            other parameters.
+        TypeError: If `inner` is not a gradient transformation or `sync_period` not a number; in
+            `init`, if a weight vector is not of a floating dtype.
+        ValueError: If `sync_period` is below 1 or not a scalar; in `init`, if the tree is empty, no
+            parameter has weight vectors, or a rule does not know a leaf; in `update`, without
+            `params` or with a state that does not match them.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, p2t_jax as p2t
@@ -90,29 +94,45 @@ def laperm(
         Array([2., 3., 1.], dtype=float32)
 
     References:
-        Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570>`_, 2020, Section 3.
+        Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570v4>`_, 2020, Section 3.
     """
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise TypeError(
-            f"inner: LAPerm needs an optimizer to look ahead with, such as optax.adam(1e-3), not "
-            f"{inner!r}."
+            f"inner: expected an Optax optimizer, such as optax.adam(1e-3), got {inner!r}."
         )
-    return optax.chain(inner, synchronize(sync_period, vectors=vectors))
+    chain = optax.chain(
+        inner, synchronize(sync_period, vectors=vectors, host_callback=host_callback)
+    )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, (inner_state, sync_state) = chain.update(updates, state, params, **extra_args)
+        return updates, (_forget(inner_state, sync_state.lookahead_step == 0), sync_state)
+
+    return optax.GradientTransformationExtraArgs(chain.init, update_fn)
 
 
 def synchronize(
-    sync_period: SyncPeriod, *, vectors: VectorSpec = flax_vectors
+    sync_period: optax.ScalarOrSchedule,
+    *,
+    vectors: VectorSpec = "flax",
+    host_callback: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The link that LAPerm puts behind an optimizer: every k steps, reorder the initial weights.
 
-    Passes updates on as they come, but every `sync_period` steps replaces those of the weight
-    vectors by :math:`\theta_{sorted}[R(params + updates)] - params` (Section 3.1). Whatever stands
-    in front of it in an `optax.chain` is the inner optimizer; nothing that changes updates should
-    stand behind it.
+    Passes updates on unchanged, but every `sync_period` steps replaces those of the weight vectors
+    by :math:`\theta_{sorted}[R(params + updates)] - params` (Section 3.1). Everything in front of
+    it in an `optax.chain` is the inner optimizer. It must be the last transformation that changes
+    updates.
 
     Args:
         sync_period: see `laperm`.
         vectors: see `laperm`.
+        host_callback: see `laperm`.
 
     Returns:
         A gradient transformation with a `SynchronizeState`.
@@ -129,17 +149,19 @@ def synchronize(
     """
     _check_period(sync_period(0) if callable(sync_period) else sync_period)
 
+    @_updates.under_any_switch
     def init_fn(params: optax.Params) -> SynchronizeState:
-        _checks.not_empty(params)
-        axes = vector_axes(vectors, params)
-        leaves = jax.tree.leaves(params)
+        leaves, axes = _updates.initial(params, vectors)
         return SynchronizeState(
             sync_step=jnp.zeros((), jnp.int32),
             lookahead_step=jnp.zeros((), jnp.int32),
-            theta_sorted=jax.tree.unflatten(jax.tree.structure(params), _sorted_copy(axes, leaves)),
-            vectors=Remembered(vectors),
+            theta_sorted=jax.tree.unflatten(
+                jax.tree.structure(params), _sorted(leaves, host_callbacks(host_callback))
+            ),
+            vectors=axes,
         )
 
+    @_updates.under_any_switch
     def update_fn(
         updates: optax.Updates,
         state: SynchronizeState,
@@ -147,91 +169,113 @@ def synchronize(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SynchronizeState]:
         del extra_args
-        if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        axes = vector_axes(vectors, params)
-        leaves = jax.tree.leaves(params)
-        theta_sorted = _checks.matching_leaves("state", state.theta_sorted, params, dtypes=True)
-        delta = _checks.matching_leaves("updates", updates, params)
-
+        step = _updates.take_apart(updates, state.theta_sorted, state.vectors, params)
         k = sync_period(state.sync_step) if callable(sync_period) else sync_period
         _check_period(k)
-        step = state.lookahead_step + 1
-        synchronizes = ~(step < k)
-
-        # A parameter without an update (None) is no part of this step.
-        where = {i: a for i, a in enumerate(axes) if a is not None and delta[i] is not None}
-        theta = [leaves[i] for i in where]
-        dtypes = [jnp.result_type(leaves[i], delta[i]) for i in where]
-
-        def look_ahead(delta: list[jax.Array]) -> list[jax.Array]:
-            return [
-                _as_if_with(w, jnp.asarray(u, dtype))
-                for u, w, dtype in zip(delta, theta, dtypes, strict=True)
-            ]
-
-        def permute(delta: list[jax.Array]) -> list[jax.Array]:
-            phi = optax.apply_updates(theta, delta)
-            permuted = _ranking.synchronize(
-                list(where.values()), phi, [theta_sorted[i] for i in where]
-            )
-            return [
-                jnp.where(synchronizes, new.astype(u.dtype) - old.astype(u.dtype), u)
-                for new, old, u in zip(permuted, theta, look_ahead(delta), strict=True)
-            ]
-
-        if where:
-            operands = [delta[i] for i in where]
-            if any(isinstance(x, jax.core.Tracer) for x in [synchronizes, *theta, *operands]):
-                new = jax.lax.cond(_any(synchronizes), permute, look_ahead, operands)
-            else:  # Outside of jit a cond would compile anew in every step.
-                new = permute(operands) if synchronizes else look_ahead(operands)
-            for i, u in zip(where, new, strict=True):
-                delta[i] = u
-        return jax.tree.unflatten(jax.tree.structure(params), delta), state._replace(
+        i = state.lookahead_step + 1
+        synchronizes = jnp.asarray(~(i < k))
+        permute = functools.partial(
+            _permute, tuple(leaf.axes for leaf in step.moving), host_callbacks(host_callback)
+        )
+        look_ahead = [_as_promoted(leaf) for leaf in step.moving]
+        theta = [leaf.param for leaf in step.moving]
+        theta_sorted = [leaf.weights for leaf in step.moving]
+        new = _replace_if(permute, synchronizes, look_ahead, theta, theta_sorted)
+        for leaf, update in zip(step.moving, new, strict=True):
+            step.updates[leaf.number] = update
+        return step.tree(step.updates), state._replace(
             sync_step=optax.safe_increment(state.sync_step),
-            lookahead_step=jnp.where(synchronizes, 0, step),
+            lookahead_step=jnp.where(synchronizes, 0, i),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _as_if_with(w: jax.Array, u: jax.Array) -> jax.Array:
-    """`u`, sharded or varying over the mesh axes that `w` is, as both branches of a `cond` must be.
+def _permute(
+    axes: tuple[_leaves.Axes, ...],
+    host_callback: bool,
+    delta: list[jax.Array],
+    theta: list[jax.Array],
+    theta_sorted: list[jax.Array],
+) -> list[jax.Array]:
+    """The updates that a synchronization puts in place of the look-ahead's."""
+    phi = optax.apply_updates(theta, delta)
+    new = _ranking.give_ranking(axes, theta_sorted, phi, host_callback=host_callback)
+    return [
+        _leaves.sharded_like(w.astype(u.dtype) - old.astype(u.dtype), u)
+        for w, old, u in zip(new, theta, delta, strict=True)
+    ]
 
-    Replicated updates of sharded parameters are the ones that need it.
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _replace_if(function: Any, predicate: jax.Array, values: Any, *args: Any) -> Any:
+    """`function(values, *args) if predicate else values`, without a copy of the values.
+
+    A `lax.cond` copies what it passes through, in every step. A loop of no turns does not; but it
+    cannot be differentiated in reverse, hence the rule below.
     """
-    ours: Any = jax.typeof(u).sharding
-    theirs: Any = jax.typeof(w).sharding
-    if ours.spec != theirs.spec and not any(ours.spec):  # along explicit mesh axes
-        u = jax.reshard(u, theirs)
-    return jnp.where(True, u, w.astype(u.dtype))  # in a shard_map
+    if not isinstance(predicate, jax.core.Tracer):  # a loop would be compiled anew in every step
+        return function(values, *args) if predicate else values
+
+    def turn(carry: Any) -> Any:
+        again, values = carry
+        return jnp.zeros_like(again), function(values, *args)
+
+    _, values = jax.lax.while_loop(lambda carry: carry[0], turn, (predicate, values))
+    return values
+
+
+@_replace_if.defjvp
+def _replace_if_jvp(function: Any, primals: Any, tangents: Any) -> Any:
+    predicate, *primals = primals
+    _, *tangents = tangents
+    dot = jax.lax.cond(
+        predicate,
+        lambda primals, tangents: jax.jvp(function, primals, tangents)[1],
+        lambda primals, tangents: tangents[0],
+        tuple(primals),
+        tuple(tangents),
+    )
+    return _replace_if(function, predicate, *primals), dot
+
+
+def _as_promoted(leaf: _updates.Moving) -> jax.Array:
+    """The update in the type that it has after a synchronization, too."""
+    dtype = jnp.result_type(leaf.param, leaf.update)
+    # `lax` leaves no weak type behind.
+    update = jax.lax.convert_element_type(leaf.update, dtype)
+    return varying_like(update, leaf.param, leaf.weights)
 
 
 def _check_period(k: Any) -> None:
-    value = _checks.real_scalar("sync_period", k)
+    value = _checks.real_scalar("sync_period", k, schedule=True)
     if value is not None and not value >= 1:
-        raise ValueError(f"sync_period: weights are synchronized every 1 or more steps, not {k}.")
+        raise ValueError(f"sync_period: must be at least 1, got {k}.")
 
 
-def _sorted_copy(axes: Any, leaves: list[Any]) -> list[Any]:
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
-        return leaves  # Optax optimizers can be initialized with shapes alone, to see the state's.
-    copies = [jnp.array(leaf, copy=True) for leaf in leaves]
-    where = {i: leaf_axes for i, leaf_axes in enumerate(axes) if leaf_axes is not None}
-    rows = _ranking.sort(list(where.values()), [copies[i] for i in where])
-    for i, leaf in zip(where, rows, strict=True):
+def _sorted(leaves: list[_leaves.Leaf], host_callback: bool) -> list[Any]:
+    if any(isinstance(leaf.array, jax.ShapeDtypeStruct) for leaf in leaves):
+        # Optax optimizers can be initialized with shapes alone, to see the state's.
+        return [leaf.array for leaf in leaves]
+    copies = [_updates.kept(leaf.array) for leaf in leaves]
+    axes = {i: leaf.axes for i, leaf in enumerate(leaves) if leaf.axes is not None}
+    rows = _ranking.sort(
+        list(axes.values()), [copies[i] for i in axes], host_callback=host_callback
+    )
+    for i, leaf in zip(axes, rows, strict=True):
         copies[i] = leaf
     return copies
 
 
-@jax.custom_batching.custom_vmap
-def _any(predicate: jax.Array) -> jax.Array:
-    """Whether any member of a vmapped ensemble synchronizes: so that `cond` stays a `cond`."""
-    return predicate
+def _forget(inner_state: Any, synchronized: jax.Array) -> Any:
+    """Line searches remember value and gradient at the next parameters, which now are others."""
 
+    def remembers(node: Any) -> bool:
+        return {"value", "grad"} <= set(getattr(node, "_fields", ()))
 
-@_any.def_vmap
-def _any_of_batch(size: int, batched: list[bool], predicate: jax.Array) -> tuple[jax.Array, bool]:
-    del size, batched
-    return _any(predicate.any()), False
+    def forget(node: Any) -> Any:
+        if not remembers(node) or node.value is None:
+            return node
+        return node._replace(value=jnp.where(synchronized, jnp.inf, node.value))
+
+    return jax.tree.map(forget, inner_state, is_leaf=remembers)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import NamedSharding, PartitionSpec
 
-from p2t_jax._vectors import Path, VectorSpec, pair, path_names, show, vector_axes
+from p2t_jax._vectors import Path, VectorSpec, named_leaves, pair, show, vector_axes
 
 Axes: TypeAlias = tuple[int, ...]
 
@@ -27,7 +27,7 @@ class Leaf(NamedTuple):
     """A parameter.
 
     Attributes:
-        path: plain names, as `path_names` gives them.
+        path: plain names, as `named_leaves` gives them.
         array: the parameter: an array, or anything with its shape and dtype.
         axes: the ascending axes along which its weight vectors run; None if it has none.
     """
@@ -49,11 +49,10 @@ def walk(tree: Any, vectors: VectorSpec) -> list[Leaf]:
         TypeError: If a weight vector is not of a floating dtype.
         ValueError: If a rule does not know a leaf, or `vectors` does not match the tree.
     """
-    with_path = jax.tree_util.tree_leaves_with_path(tree)
     axes = vector_axes(vectors, tree)
     return [
-        Leaf(path_names(key_path), leaf, leaf_axes)
-        for (key_path, leaf), leaf_axes in zip(with_path, axes, strict=True)
+        Leaf(path, leaf, leaf_axes)
+        for (path, leaf), leaf_axes in zip(named_leaves(tree), axes, strict=True)
     ]
 
 
@@ -89,12 +88,11 @@ def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list
         leaves: list[Any] = treedef.flatten_up_to(tree)
     except ValueError as error:
         raise ValueError(f"{name}: does not match params: {error}") from None
-    with_path = jax.tree_util.tree_leaves_with_path(params)
-    for (key_path, leaf), other in zip(with_path, leaves, strict=True):
+    for (path, leaf), other in zip(named_leaves(params), leaves, strict=True):
         if other is None:
             continue
-        if np.shape(leaf) != np.shape(other) or (dtypes and dtype_of(leaf) != dtype_of(other)):
-            raise mismatch(name, path_names(key_path), other, leaf)
+        if np.shape(leaf) != np.shape(other) or (dtypes and not fits(other, leaf)):
+            raise mismatch(name, path, other, leaf)
     return leaves
 
 
@@ -120,6 +118,12 @@ def dtype_of(leaf: Any) -> np.dtype[Any]:
     # Not `result_type` alone, which says float32 of a float64 NumPy array.
     dtype: np.dtype[Any] = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
     return dtype
+
+
+def fits(array: Any, leaf: Any) -> bool:
+    """Whether an array has the shape and the dtype of a leaf, as JAX takes it."""
+    dtypes = [jax.dtypes.canonicalize_dtype(dtype_of(x)) for x in (array, leaf)]
+    return np.shape(array) == np.shape(leaf) and dtypes[0] == dtypes[1]
 
 
 def wide(dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -205,6 +209,15 @@ def row_axis(shape: Sequence[int], axes: Axes) -> int | None:
 def copy(leaf: Any) -> Any:
     """A JAX array of one's own: donating either array keeps the other. All else is returned."""
     return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array | np.ndarray) else leaf
+
+
+def sharded_like(array: jax.Array, other: jax.Array) -> jax.Array:
+    """`array` with the sharding of `other` along explicit mesh axes."""
+    sharding: Any = jax.typeof(other).sharding
+    if jax.typeof(array).sharding == sharding:
+        return array
+    resharded: jax.Array = jax.reshard(array, sharding)
+    return resharded
 
 
 def placed_like(leaf: Any, new: Any) -> Any:

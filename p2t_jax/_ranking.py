@@ -1,4 +1,4 @@
-"""Reordering by rank (Section 3.1), on the host and on a device, alike to the bit.
+"""Ordering weights by rank (Section 3.1), with the same bits on the host and in plain JAX.
 
 Ties are ranked by position, -0.0 equals 0.0, and every NaN is the same largest number.
 """
@@ -9,51 +9,64 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from p2t_jax._host import per_row as host
+from p2t_jax._host import per_row
+from p2t_jax._leaves import Axes
 
 
-def sort(axes: Sequence[host.LeafAxes], w: Sequence[jax.Array]) -> list[jax.Array]:
+def sort(
+    axes: Sequence[Axes], w: Sequence[jax.Array], *, host_callback: bool = True
+) -> list[jax.Array]:
     """Sort weight vectors: theta_sorted of Algorithm 2.
 
     Args:
         axes: for each array, the ascending axes along which its vectors run.
         w: arrays of weight vectors.
+        host_callback: whether the host may do it, where that is faster.
 
     Returns:
-        Arrays alike, each vector ascending.
+        Arrays of the same shapes and dtypes, each vector ascending.
     """
-    return host.per_row(_sort_kernel, _sort, axes, w)
+    if not host_callback:
+        return per_row.in_jax(_sorted_rows, axes, w)
+    return per_row.permute_vectors(_sort_on_host, _sorted_rows, axes, w)
 
 
-def synchronize(
-    axes: Sequence[host.LeafAxes], phi: Sequence[jax.Array], theta_sorted: Sequence[jax.Array]
+def give_ranking(
+    axes: Sequence[Axes],
+    theta_sorted: Sequence[jax.Array],
+    phi: Sequence[jax.Array],
+    *,
+    host_callback: bool = True,
 ) -> list[jax.Array]:
-    r"""Give the sorted weights the ranking of the reference: \theta = \theta_{sorted}[R(\phi)].
+    r"""Give sorted weights the ranking of a reference: \theta = \theta_{sorted}[R(\phi)].
 
     Args:
         axes: for each array, the ascending axes along which its vectors run.
-        phi: the references.
-        theta_sorted: arrays of the shapes and dtypes of `phi`, each vector ascending.
+        theta_sorted: arrays of weight vectors, each ascending.
+        phi: the references, of the same shapes and dtypes.
+        host_callback: whether the host may do it, where that is faster.
 
     Returns:
-        Arrays alike, each vector a permutation of that of `theta_sorted`.
+        Arrays of the same shapes and dtypes, each vector a permutation of that of `theta_sorted`.
     """
-    return host.per_row(_synchronize_kernel, _synchronize, axes, phi, theta_sorted)
+    if not host_callback:
+        return per_row.in_jax(_ranked_rows, axes, theta_sorted, phi)
+    return per_row.permute_vectors(_rank_on_host, _ranked_rows, axes, theta_sorted, phi)
 
 
-def _sort_kernel(*rows: Any) -> None:
-    from p2t_jax._host.kernels import radix as rank  # `import p2t_jax` does not wait for Numba
+def _sort_on_host(*blocks: Any) -> None:
+    from p2t_jax._host.kernels import radix  # `import p2t_jax` does not wait for Numba
 
-    rank.sort_rows(*rows)
-
-
-def _synchronize_kernel(*rows: Any) -> None:
-    from p2t_jax._host.kernels import radix as rank
-
-    rank.synchronize_rows(*rows)
+    radix.sort(*blocks)
 
 
-def _key(w: jax.Array) -> jax.Array:
+def _rank_on_host(*blocks: Any) -> None:
+    from p2t_jax._host.kernels import radix
+
+    radix.give_ranking(*blocks)
+
+
+def float_key(w: jax.Array) -> jax.Array:
     """The bits of floats as unsigned integers of the same order; -0.0 is 0.0, NaN is last.
 
     Devices do not agree on comparing floats: XLA takes denormal ones for zeros on CPUs. On integers
@@ -69,15 +82,15 @@ def _key(w: jax.Array) -> jax.Array:
     return jnp.where(magnitude == 0, sign, key)
 
 
-def _sort(w: jax.Array) -> jax.Array:
-    return jax.lax.sort((_key(w), w), num_keys=1, is_stable=True)[1]
+def _sorted_rows(w: jax.Array) -> jax.Array:
+    return jax.lax.sort((float_key(w), w), num_keys=1, is_stable=True)[1]
 
 
-def _synchronize(phi: jax.Array, theta_sorted: jax.Array) -> jax.Array:
-    def one(key: jax.Array, theta_sorted: jax.Array) -> jax.Array:
+def _ranked_rows(theta_sorted: jax.Array, phi: jax.Array) -> jax.Array:
+    def one(theta_sorted: jax.Array, key: jax.Array) -> jax.Array:
         order = jnp.argsort(key, stable=True)
         return theta_sorted.at[order].set(theta_sorted, unique_indices=True)
 
     for _ in range(phi.ndim - 1):
         one = jax.vmap(one)
-    return one(_key(phi), theta_sorted)
+    return one(theta_sorted, float_key(phi))

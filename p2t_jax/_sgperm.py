@@ -1,43 +1,81 @@
 """SGPerm, stochastic gradient permutation: Algorithm 1 and Section 2 of the paper."""
 
-import itertools
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from optax._src.base import NO_PARAMS_MSG  # Optax shows it nowhere else.
 
-from p2t_jax import _checks
-from p2t_jax._host import per_row as host
-from p2t_jax._vectors import Remembered, VectorSpec, flax_vectors, vector_axes
+from p2t_jax import _checks, _cycles, _leaves, _updates
+from p2t_jax._host import per_row
+from p2t_jax._host.switch import host_callbacks
+from p2t_jax._vectors import VectorAxes, VectorSpec
 
+Lower: TypeAlias = Literal["mean", "smallest"]
 Priority: TypeAlias = Literal["nearest", "farthest", "random"]
 
-# Section 5.1.2. Algorithm 1 multiplies before it uses: the first mini-batch has beta_1 alpha_0.
-_AGGRESSIVENESS = optax.exponential_decay(0.985 * 0.07, 1, 0.985, end_value=0.005)
-_PARTITION_RATIO = optax.exponential_decay(0.05 / 0.995, 1, 1 / 0.995, end_value=0.1)
+_LOWER: tuple[Lower, ...] = ("mean", "smallest")
+_PRIORITY: tuple[Priority, ...] = ("nearest", "farthest", "random")
 
-# What traced hyperparameters are clipped to: so little that nothing moves, and everything.
-_LEAST, _MOST = 1e-30, 1.0
+
+def geometric_schedule(init_value: float, rate: float, limit: float) -> optax.Schedule:
+    r"""The schedules of Algorithm 1: multiplied in every step, before the value is used.
+
+    The first mini-batch has :math:`x_1 = rate \cdot x_0`, and then :math:`x_t = \max(rate \cdot
+    x_{t-1}, limit)` if the rate is below 1, with a minimum if it is above.
+
+    Args:
+        init_value: :math:`x_0`: :math:`\alpha_0` or :math:`\lambda_0`.
+        rate: :math:`\beta_1` or :math:`\beta_2`; positive, and not 1.
+        limit: :math:`\alpha_{min}` or :math:`\lambda_{max}`.
+
+    Returns:
+        A schedule for `sgperm`: `optax.exponential_decay` from :math:`x_1` on.
+
+    Raises:
+        TypeError: If an argument is not a real number.
+        ValueError: If `rate` is not positive or is 1, or a value is not positive.
+
+    Example:
+        >>> import p2t_jax as p2t
+        >>> alpha = p2t.geometric_schedule(0.5, rate=0.5, limit=0.1)
+        >>> [float(alpha(step)) for step in range(3)]
+        [0.25, 0.125, 0.10000000149011612]
+
+    References:
+        Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570v4>`_, 2020, Algorithm 1.
+    """
+    for name, value in (("init_value", init_value), ("rate", rate), ("limit", limit)):
+        number = _checks.real_scalar(name, value)
+        if number is not None and not number > 0:
+            raise ValueError(f"{name}: must be positive, got {value}.")
+    if _checks.real_scalar("rate", rate) == 1:
+        raise ValueError("rate: must not be 1; a constant needs no schedule.")
+    schedule: optax.Schedule = optax.exponential_decay(init_value * rate, 1, rate, end_value=limit)
+    return schedule
+
+
+# Section 5.1.2.
+_AGGRESSIVENESS = geometric_schedule(0.07, 0.985, 0.005)
+_PARTITION_RATIO = geometric_schedule(0.05, 1 / 0.995, 0.1)
 
 
 class CyclePermutationState(NamedTuple):
     """State of `cycle_permutation`.
 
     Attributes:
-        sgperm_step: int32 scalar, the mini-batches seen so far: what schedules are given.
+        sgperm_step: int32 scalar, the mini-batches seen so far: the argument of schedules.
         sgperm_key: uint32 (2,), raw data of the key that the random partitions are drawn from.
         theta: the current parameters, exactly; the tree mirrors the parameters leaf by leaf.
-        vectors: where the weight vectors lie; no array, part of the tree's structure.
+        vectors: the axes of the weight vectors; static metadata, not an array.
     """
 
     sgperm_step: jax.Array
     sgperm_key: jax.Array
     theta: optax.Params
-    vectors: Remembered
+    vectors: VectorAxes
 
 
 def sgperm(
@@ -46,54 +84,65 @@ def sgperm(
     partition_ratio: optax.ScalarOrSchedule = _PARTITION_RATIO,
     *,
     inner: optax.GradientTransformation | None = None,
+    lower: Lower = "mean",
     priority: Priority = "nearest",
-    vectors: VectorSpec = flax_vectors,
+    vectors: VectorSpec = "flax",
     axis_name: Any = None,
+    host_callback: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains by stochastic gradient permutation: each step moves weights along disjoint cycles.
 
-    The recommendation r of a weight is the momentum-accelerated gradient (Section 2.1.2). Weight y
-    may move to the place of weight x of the same neuron where that follows the recommendation and
-    is neither too small nor too big a change,
+    The recommendation r of a weight is the momentum-accelerated gradient (Section 2.1.2). The
+    weight of y may move to the place of x, in the same neuron, if that changes the weight at x
+    against the sign of its recommendation, and by less than the reach u,
 
-    .. math:: r_x (w_x - w_y) \ge 0, \qquad \ell < |w_x - w_y| < u = \ell + \alpha A,
+    .. math:: r_x (w_x - w_y) > 0, \qquad |w_x - w_y| < u = \ell + \alpha A,
 
-    with A the range of the weight vector, :math:`\ell` the smallest distance between two weights
-    of the random subset that both are in, and :math:`\lfloor 1/\lambda \rfloor` subsets drawn anew
-    in every step. Permutations are cycles of such movements, found by depth-first search.
+    with A the range of the weight vector and :math:`\lfloor 1/\lambda \rfloor` random subsets drawn
+    anew in every step, within which weights move. Starting from the largest :math:`|r|`, a
+    depth-first search along the movements, nearest first, finds cycles through the weight that it
+    starts from. Weights without a recommendation (0 or NaN) stay.
 
-    It is `optax.chain(inner, cycle_permutation(...))`. Whatever no rule declares a weight vector is
-    held; to train it otherwise, use `optax.partition`.
+    It is `optax.chain(inner, cycle_permutation(...))`. Parameters without weight vectors stay
+    unchanged; to train them otherwise, use `optax.partition`, or permute biases, too, with
+    `vectors=with_biases("flax")`.
 
     Args:
         key: where the random partitions come from: a seed, or a key of `jax.random`.
         aggressiveness: :math:`\alpha \in (0, 1]`, a number, scalar array or schedule. By default
-            that of Section 5.1.2. Algorithm 1's :math:`\alpha_t = \max(\beta_1 \alpha_{t-1},
-            \alpha_{min})` is `optax.exponential_decay(beta_1 * alpha_0, 1, beta_1,
-            end_value=alpha_min)`.
-        partition_ratio: :math:`\lambda \in (0, 1]`, likewise. Algorithm 1's :math:`\lambda_t =
-            \min(\beta_2 \lambda_{t-1}, \lambda_{max})` is `optax.exponential_decay(beta_2 *
-            lambda_0, 1, beta_2, end_value=lambda_max)`. Traced or scheduled values of either are
-            clipped to (0, 1]; NaN lets nothing move.
+            that of Section 5.1.2, `geometric_schedule(0.07, 0.985, 0.005)`.
+        partition_ratio: :math:`\lambda \in (0, 1]`, likewise; by default
+            `geometric_schedule(0.05, 1 / 0.995, 0.1)`. A subset never has fewer than ten weights,
+            if the vector has as many. Traced or scheduled values of either are clipped to [0, 1];
+            0 and NaN let nothing move.
         inner: what turns gradients into updates; the recommendation is the negative update. By
             default `optax.sgd(1.0, momentum=0.9)`; `optax.sgd(1.0)` for plain gradients; any
             optimizer for the weight difference that it would make.
+        lower: how :math:`\ell` is found: "mean", the mean distance A / m of the m weights of the
+            subset that have a recommendation, as in the authors' code; or "smallest", the smallest
+            distance between two of them, as in the text of Section 2.1.4.
         priority: which of its permissible movements a weight tries first (Section 2.2.1): to the
-            "nearest" weight, the "farthest", or a "random" one.
-        vectors: where the weight vectors lie, see `laperm`.
+            "nearest" weight, the "farthest", or a "random" one. Only "nearest" has a closed form,
+            linear in the weights once they are sorted. The others are a plain search of the graph,
+            up to quadratic in a subset for each weight: many times slower, and only on the host.
+        vectors: which axes of a parameter form a weight vector, see `laperm`.
         axis_name: the axis of a `pmap` or `shard_map` over which parameters are replicated: each
             device then searches its share of the neurons, and the results are gathered. Gradients
             must have been averaged.
+        host_callback: whether the search runs on the host, where it is by far the fastest. False
+            for plain JAX, which can be exported and cached; it draws other partitions of the same
+            distribution. None for the default, see `set_host_callback`.
 
     Returns:
         A gradient transformation whose `update` needs `params`.
 
     Raises:
-        TypeError: If `key` is none, or a hyperparameter is no number; in `init`, if a weight vector
-            is not of a floating dtype.
-        ValueError: If a hyperparameter is outside (0, 1] or no scalar, or `priority` is unknown; in
-            `init`, if the tree is empty or a rule does not know a leaf; in `update`, without
-            `params`, with a state of other parameters, or if `axis_name` is not bound.
+        TypeError: If `key` is not a key, or a hyperparameter not a number; in `init`, if a weight
+            vector is not of a floating dtype.
+        ValueError: If a hyperparameter is outside (0, 1] or not a scalar, or `lower` or `priority`
+            is unknown; in `init`, if the tree is empty, no parameter has weight vectors, or a rule
+            does not know a leaf; in `update`, without `params`, with a state that does not match
+            them, or if `axis_name` is not bound.
 
     Example:
         >>> import jax.numpy as jnp, optax, p2t_jax as p2t
@@ -103,10 +152,10 @@ def sgperm(
         >>> grads = {"kernel": jnp.array([[1.0], [-1.0], [1.0]])}  # the second should grow
         >>> updates, state = tx.update(grads, state, params)
         >>> optax.apply_updates(params, updates)["kernel"].ravel()
-        Array([3. , 2.5, 1. ], dtype=float32)
+        Array([2.5, 3. , 1. ], dtype=float32)
 
     References:
-        Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570>`_, 2020, Section 2.
+        Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570v4>`_, 2020, Section 2.
     """
     return optax.chain(
         optax.sgd(1.0, momentum=0.9) if inner is None else inner,
@@ -114,9 +163,11 @@ def sgperm(
             key,
             aggressiveness,
             partition_ratio,
+            lower=lower,
             priority=priority,
             vectors=vectors,
             axis_name=axis_name,
+            host_callback=host_callback,
         ),
     )
 
@@ -126,23 +177,27 @@ def cycle_permutation(
     aggressiveness: optax.ScalarOrSchedule = _AGGRESSIVENESS,
     partition_ratio: optax.ScalarOrSchedule = _PARTITION_RATIO,
     *,
+    lower: Lower = "mean",
     priority: Priority = "nearest",
-    vectors: VectorSpec = flax_vectors,
+    vectors: VectorSpec = "flax",
     axis_name: Any = None,
+    host_callback: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The link that SGPerm puts behind an optimizer: updates become permutations.
 
-    The recommendation is :math:`r = -updates`. Only its sign counts, the wanted direction: which
-    cycles are found does not depend on where the search starts, so the paper's order of starting by
-    |r| changes nothing. Nothing that changes updates should stand behind it.
+    The recommendation is :math:`r = -updates`: its sign is the direction in which a weight should
+    not go, its size decides where the search starts. It must be the last transformation that
+    changes updates.
 
     Args:
         key: see `sgperm`.
         aggressiveness: see `sgperm`.
         partition_ratio: see `sgperm`.
+        lower: see `sgperm`.
         priority: see `sgperm`.
         vectors: see `sgperm`.
         axis_name: see `sgperm`.
+        host_callback: see `sgperm`.
 
     Returns:
         A gradient transformation with a `CyclePermutationState`.
@@ -157,22 +212,28 @@ def cycle_permutation(
         ...     optax.adam(1e-3), p2t.cycle_permutation(key=0, aggressiveness=0.05)
         ... )
     """
-    _check_key(key)
-    if priority not in _KERNELS:
-        raise ValueError(f"priority: give one of {', '.join(_KERNELS)}, not {priority!r}.")
+    _checks.random_key("key", key)
+    for name, choice, choices in (("lower", lower, _LOWER), ("priority", priority, _PRIORITY)):
+        if choice not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {choice!r}.")
     for name, value in (("aggressiveness", aggressiveness), ("partition_ratio", partition_ratio)):
-        _check_ratio(name, value(0) if callable(value) else value)
+        _checks.ratio(name, value(0) if callable(value) else value)
+    if not host_callbacks(host_callback) and priority != "nearest":
+        raise ValueError(f'priority: expected "nearest" without host_callback, got {priority!r}.')
+    search = _Search(_LOWER.index(lower), _PRIORITY.index(priority))
 
+    @_updates.under_any_switch
     def init_fn(params: optax.Params) -> CyclePermutationState:
-        _checks.not_empty(params)
-        vector_axes(vectors, params)
+        _, axes = _updates.initial(params, vectors)
         return CyclePermutationState(
             sgperm_step=jnp.zeros((), jnp.int32),
-            sgperm_key=_raw_key(key),
-            theta=jax.tree.map(_copy, params),
-            vectors=Remembered(vectors),
+            # Raw data, since not every checkpointer restores typed keys.
+            sgperm_key=jax.random.bits(_checks.random_key("key", key), (2,), jnp.uint32),
+            theta=jax.tree.map(_updates.kept, params),
+            vectors=axes,
         )
 
+    @_updates.under_any_switch
     def update_fn(
         updates: optax.Updates,
         state: CyclePermutationState,
@@ -180,56 +241,78 @@ def cycle_permutation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, CyclePermutationState]:
         del extra_args
-        if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        axes = vector_axes(vectors, params)
-        leaves = jax.tree.leaves(params)
-        theta = _checks.matching_leaves("state", state.theta, params, dtypes=True)
-        delta = _checks.matching_leaves("updates", updates, params)
-
+        step = _updates.take_apart(updates, state.theta, state.vectors, params)
         alpha = _value("aggressiveness", aggressiveness, state.sgperm_step)
         lambda_ = _value("partition_ratio", partition_ratio, state.sgperm_step)
-        step_key = jax.random.fold_in(
-            jax.random.wrap_key_data(state.sgperm_key, impl="threefry2x32"), state.sgperm_step
-        )
-        where = {i: a for i, a in enumerate(axes) if a is not None and delta[i] is not None}
-        vector_axes_ = list(where.values())
-        operands = [
-            [theta[i] for i in where],
-            [-delta[i].astype(jnp.promote_types(delta[i].dtype, jnp.float32)) for i in where],
-            [_a_number_a_row(leaves[i], a, alpha) for i, a in where.items()],
-            [_a_number_a_row(leaves[i], a, lambda_) for i, a in where.items()],
-            [
-                jax.random.bits(jax.random.fold_in(step_key, number), _rows_shape(leaves[i], a))
-                for number, (i, a) in enumerate(where.items())
-            ],
-        ]
-        permuted = _permute(_KERNELS[priority], vector_axes_, operands, axis_name)
+        axes = [leaf.axes for leaf in step.moving]
+        operands = _operands(step.moving, jnp.where(lambda_ > 0, alpha, 0), lambda_, state)
+        if axis_name is not None:
+            operands, whole = _share(axes, operands, axis_name)
+        if host_callbacks(host_callback):
+            permuted = per_row.permute_vectors(search, None, axes, *operands)
+        else:
+            permuted = per_row.in_jax(search.in_jax, axes, *operands)
+        if axis_name is not None:
+            permuted = _gather(axes, permuted, whole, axis_name)
 
-        for i, new in zip(where, permuted, strict=True):
-            dtype = jnp.result_type(leaves[i], delta[i])
-            delta[i] = new.astype(dtype) - leaves[i].astype(dtype)
-            theta[i] = new
-        for i, u in enumerate(delta):
-            if i not in where and u is not None:
-                delta[i] = jnp.zeros_like(u)
-        treedef = jax.tree.structure(params)
-        return jax.tree.unflatten(treedef, delta), state._replace(
-            sgperm_step=optax.safe_increment(state.sgperm_step),
-            theta=jax.tree.unflatten(treedef, theta),
+        new = [None if u is None else jnp.zeros_like(u) for u in step.updates]
+        for leaf, theta in zip(step.moving, permuted, strict=True):
+            dtype = jnp.result_type(leaf.param, leaf.update)
+            new[leaf.number] = theta.astype(dtype) - leaf.param.astype(dtype)
+            step.weights[leaf.number] = theta
+        return step.tree(new), state._replace(
+            sgperm_step=optax.safe_increment(state.sgperm_step), theta=step.tree(step.weights)
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _permute(
-    kernel: host.RowsKernel,
-    axes: Sequence[host.LeafAxes],
-    operands: Sequence[Sequence[jax.Array]],
-    axis_name: Any,
-) -> list[jax.Array]:
-    if axis_name is None:
-        return host.per_row(kernel, None, axes, *operands)
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """The search on the host. Equal if it does the same, so that programmes are compiled once."""
+
+    lower: int
+    priority: int
+
+    def __call__(self, *blocks: Any) -> None:
+        from p2t_jax._host.kernels import cycles  # `import p2t_jax` does not wait for Numba
+
+        cycles.search(*blocks, lower=self.lower, priority=self.priority)
+
+    def in_jax(self, *rows: jax.Array) -> jax.Array:
+        """The same in plain JAX, with priority "nearest"."""
+        return _cycles.search(*rows, mean=_LOWER[self.lower] == "mean")
+
+
+def _value(name: str, hyperparameter: Any, step: jax.Array) -> jax.Array:
+    value = hyperparameter(step) if callable(hyperparameter) else hyperparameter
+    _checks.ratio(name, value)
+    value = jnp.asarray(value, jnp.float32)
+    return jnp.where(jnp.isnan(value), 0, jnp.clip(value, 0, 1))
+
+
+def _operands(
+    moving: Sequence[_updates.Moving],
+    alpha: jax.Array,
+    lambda_: jax.Array,
+    state: CyclePermutationState,
+) -> list[list[jax.Array]]:
+    """theta, r, alpha, lambda and the seed, the latter three once for each weight vector."""
+    key = jax.random.wrap_key_data(state.sgperm_key, impl="threefry2x32")
+    key = jax.random.fold_in(key, state.sgperm_step)
+    shapes = [_leaves.rows_shape(leaf.param.shape, leaf.axes) for leaf in moving]
+    return [
+        [leaf.weights for leaf in moving],
+        [-leaf.update.astype(_leaves.wide(leaf.update.dtype)) for leaf in moving],
+        *([jnp.broadcast_to(number, shape) for shape in shapes] for number in (alpha, lambda_)),
+        [jax.random.bits(jax.random.fold_in(key, i), shape) for i, shape in enumerate(shapes)],
+    ]
+
+
+def _share(
+    axes: Sequence[_leaves.Axes], operands: Sequence[Sequence[jax.Array]], axis_name: Any
+) -> tuple[list[list[jax.Array]], list[tuple[int, ...]]]:
+    """This device's share of the weight vectors of each parameter, and the shapes of the whole."""
     try:
         device, devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
     except NameError:
@@ -237,117 +320,31 @@ def _permute(
             f"axis_name: no axis {axis_name!r} is bound here. Call `update` inside the pmap or "
             "shard_map that has it, or leave axis_name out."
         ) from None
-    shapes = [leaf.shape for leaf in operands[0]]
-    share_axes = [host.row_axis(shape, a) for shape, a in zip(shapes, axes, strict=True)]
+    whole = [leaf.shape for leaf in operands[0]]
 
     def share(array: jax.Array, axis: int | None) -> jax.Array:
         if axis is None:
             return array
-        array = host.pad(array, axis, devices)
+        array = per_row.pad(array, axis, devices)
         size = array.shape[axis] // devices
         return jax.lax.dynamic_slice_in_dim(array, device * size, size, axis)
 
-    shares = [
-        [share(array, axis) for array, axis in zip(group, share_axes, strict=True)]
-        for group in operands
-    ]
-    results = host.per_row(kernel, None, axes, *shares)
-    return [
-        result
-        if axis is None
-        else jax.lax.slice_in_dim(
-            jax.lax.all_gather(result, axis_name, axis=axis, tiled=True, to="invarying"),
-            0,
-            shape[axis],
-            axis=axis,
-        )
-        for result, axis, shape in zip(results, share_axes, shapes, strict=True)
-    ]
+    shares = list(map(_leaves.row_axis, whole, axes))
+    return [list(map(share, group, shares)) for group in operands], whole
 
 
-def _search_kernel(priority: int) -> host.RowsKernel:
-    def kernel(
-        theta: host.Array,
-        r: host.Array,
-        alpha: host.Array,
-        lambda_: host.Array,
-        bits: host.Array,
-        out: host.Array,
-    ) -> None:
-        from p2t_jax._host.kernels import cycles  # `import p2t_jax` does not wait for Numba
+def _gather(
+    axes: Sequence[_leaves.Axes],
+    shares: Sequence[jax.Array],
+    whole: Sequence[tuple[int, ...]],
+    axis_name: Any,
+) -> list[jax.Array]:
+    """The inverse of `_share`: the same parameters on all devices."""
 
-        w = theta if theta.dtype.itemsize >= 4 else theta.astype(np.float32)
-        bits_dtype = np.dtype(f"u{theta.dtype.itemsize}")  # Numba knows no bfloat16
-        source = np.empty(theta.shape, np.int32)
-        # One pair of hyperparameters for all rows, but in an ensemble whose members differ.
-        pairs = np.concatenate([alpha, lambda_], axis=1)
-        starts = np.flatnonzero(np.diff(pairs, axis=0).any(axis=1)) + 1
-        for start, end in itertools.pairwise([0, *starts, len(pairs)]):
-            some = slice(start, end)
-            if not alpha[start]:  # rows that only fill up a device's share
-                out[some] = theta[some]
-                continue
-            cycles.search_rows(
-                w[some],
-                r[some],
-                float(alpha[start, 0]),
-                cycles.subset_count(float(lambda_[start, 0])),
-                np.empty(0, np.uint32),
-                bits[some, 0].astype(np.int64),
-                priority,
-                source[some],
-            )
-            cycles.take_rows(theta[some].view(bits_dtype), source[some], out[some].view(bits_dtype))
+    def gather(array: jax.Array, shape: tuple[int, ...], axis: int | None) -> jax.Array:
+        if axis is None:
+            return array
+        array = jax.lax.all_gather(array, axis_name, axis=axis, tiled=True, to="invarying")
+        return jax.lax.slice_in_dim(array, 0, shape[axis], axis=axis)
 
-    return kernel
-
-
-_KERNELS: dict[str, host.RowsKernel] = {
-    name: _search_kernel(number) for number, name in enumerate(("nearest", "farthest", "random"))
-}
-
-
-def _rows_shape(leaf: jax.Array, axes: host.LeafAxes) -> tuple[int, ...]:
-    return tuple(1 if axis in axes else size for axis, size in enumerate(leaf.shape))
-
-
-def _a_number_a_row(leaf: jax.Array, axes: host.LeafAxes, number: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(number, _rows_shape(leaf, axes))
-
-
-def _copy(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.array(leaf, copy=True)
-
-
-def _check_key(key: Any) -> None:
-    dtype = getattr(key, "dtype", None)
-    is_seed = isinstance(key, int) and not isinstance(key, bool)
-    if dtype is not None:
-        is_seed = jnp.ndim(key) == 0 and (
-            jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jax.dtypes.prng_key)
-        )
-        is_seed = is_seed or (jnp.shape(key) == (2,) and dtype == jnp.uint32)
-    if not is_seed:
-        raise TypeError(f"key: give a seed (an int) or a key of jax.random, not {key!r}.")
-
-
-def _raw_key(key: Any) -> jax.Array:
-    """Raw data, since typed keys are not restored by every checkpointer."""
-    if isinstance(key, int) or (jnp.ndim(key) == 0 and jnp.issubdtype(key.dtype, jnp.integer)):
-        key = jax.random.key(key)
-    elif jnp.ndim(key) == 1:
-        key = jax.random.wrap_key_data(key, impl="threefry2x32")
-    return jax.random.bits(key, (2,), jnp.uint32)
-
-
-def _check_ratio(name: str, ratio: Any) -> None:
-    value = _checks.real_scalar(name, ratio)
-    if value is not None and not 0 < value <= 1:
-        raise ValueError(f"{name}: it must be in (0, 1], and is {ratio}.")
-
-
-def _value(name: str, hyperparameter: Any, step: jax.Array) -> jax.Array:
-    value = hyperparameter(step) if callable(hyperparameter) else hyperparameter
-    _check_ratio(name, value)
-    value = jnp.asarray(value, jnp.float32)
-    return jnp.where(jnp.isnan(value), _LEAST, jnp.clip(value, _LEAST, _MOST))
+    return list(map(gather, shares, whole, map(_leaves.row_axis, whole, axes)))

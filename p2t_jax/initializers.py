@@ -1,23 +1,18 @@
 """Initial weights (Section 4): since permuting keeps every weight, they are hyperparameters."""
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from p2t_jax import _checks, _leaves
 from p2t_jax._leaves import Leaf
-from p2t_jax._vectors import Path, VectorSpec, flax_vectors
+from p2t_jax._vectors import Path, VectorSpec, is_bias
 
 Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype), as jax.nn.initializers
-
-# What frameworks call a bias; also b1 of a flat tree and bias_hh of a recurrent layer.
-_BIAS = re.compile(r".*bias.*|b_?\d*")
 
 
 def kaiming(confidence: float = 0.5, *, gain: float = math.sqrt(2)) -> Initializer:
@@ -164,7 +159,7 @@ def _scaled(rows: jax.Array, gain: Any) -> jax.Array:
 
 
 def reinitialize(
-    key: Any, params: optax.Params, initializer: Any, *, vectors: VectorSpec = flax_vectors
+    key: Any, params: optax.Params, initializer: Any, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
     r"""Draws all weight vectors of a tree anew, for any framework.
 
@@ -207,7 +202,7 @@ def reinitialize(
     initializers = _leaves.entries("initializer", initializer, params)
     fan_ins: dict[Path, set[int]] = {}  # of the weights in each layer
     for leaf in leaves:
-        if leaf.axes is not None and not _is_bias(leaf):
+        if leaf.axes is not None and not is_bias(leaf.path, leaf.array):
             n = _leaves.vector_length(leaf.array.shape, leaf.axes)
             fan_ins.setdefault(leaf.path[:-1], set()).add(n)
 
@@ -222,7 +217,7 @@ def reinitialize(
                 f"None for {leaf.name}, got {init!r}."
             )
         fan_in = fan_ins.get(leaf.path[:-1], set())
-        if _is_bias(leaf) and not fan_in:
+        if is_bias(leaf.path, leaf.array) and not fan_in:
             new.append(_leaves.copy(leaf.array))
         else:
             drawn = _drawn(jax.random.fold_in(key, i), leaf, init, fan_in)
@@ -235,7 +230,7 @@ def _drawn(key: jax.Array, leaf: Leaf, init: Initializer, fan_in: set[int]) -> j
     assert leaf.axes is not None
     shape = leaf.array.shape
     size, dtype = math.prod(shape), jax.dtypes.canonicalize_dtype(leaf.array.dtype)
-    if not _is_bias(leaf):
+    if not is_bias(leaf.path, leaf.array):
         n = _leaves.vector_length(shape, leaf.axes)
         columns = init(key, (n, size // max(n, 1)), dtype)
         rows: jax.Array = _leaves.from_rows(columns.T, shape, leaf.axes)
@@ -248,12 +243,7 @@ def _drawn(key: jax.Array, leaf: Leaf, init: Initializer, fan_in: set[int]) -> j
     return init(key, (*fan_in, size), dtype)[0].reshape(shape)
 
 
-def _is_bias(leaf: Leaf) -> bool:
-    name = leaf.path[-1].lower() if leaf.path else ""
-    return bool(_BIAS.fullmatch(name)) or (name.isdigit() and np.ndim(leaf.array) == 1)
-
-
-def to_grid(params: optax.Params, *, vectors: VectorSpec = flax_vectors) -> optax.Params:
+def to_grid(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Params:
     r"""Rounds weights so that adding an update moves them exactly.
 
     In floating-point arithmetic p + (w - p) is not always w. It is if both are multiples of a power

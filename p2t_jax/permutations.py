@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _leaves
-from p2t_jax._vectors import VectorSpec, flax_vectors
+from p2t_jax._vectors import VectorSpec
 
 
 def permutation_of(
-    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
     r"""The permutation that took the initial weights to where they are now.
 
@@ -244,7 +244,7 @@ def _checked(name: str, source: jax.typing.ArrayLike) -> jax.Array:
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an array of integers, got {array.dtype}.")
     if array.ndim == 0:
-        raise ValueError(f"{name}: expected a permutation, (n,), or several, (..., n), got ().")
+        raise ValueError(f"{name}: expected an array of shape (n,) or (..., n), got a scalar.")
     return array
 
 
@@ -260,9 +260,7 @@ class UpdateStatistics(NamedTuple):
     size: jax.Array
 
 
-def update_statistics(
-    updates: optax.Updates, *, vectors: VectorSpec = flax_vectors
-) -> UpdateStatistics:
+def update_statistics(updates: optax.Updates, *, vectors: VectorSpec = "flax") -> UpdateStatistics:
     """How sparse and how large updates are (Section 5.1.1).
 
     Args:

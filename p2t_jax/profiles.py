@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _leaves, _ranking
-from p2t_jax._vectors import VectorSpec, flax_vectors
+from p2t_jax._vectors import VectorSpec
 
 
-def weight_profiles(params: optax.Params, *, vectors: VectorSpec = flax_vectors) -> optax.Params:
+def weight_profiles(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Params:
     """The sorted weights of every neuron.
 
     Args:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _checks, _leaves
-from p2t_jax._vectors import VectorSpec, flax_vectors
+from p2t_jax._vectors import VectorSpec
 
 
 def prune(
@@ -17,7 +17,7 @@ def prune(
     keep: Any,
     *,
     overall: bool = False,
-    vectors: VectorSpec = flax_vectors,
+    vectors: VectorSpec = "flax",
 ) -> optax.Params:
     """Sets weights to zero at random and keeps exactly `round(keep * size)` of them.
 
@@ -101,7 +101,7 @@ class KeepZerosState(NamedTuple):
     pruned: Any
 
 
-def keep_zeros(*, vectors: VectorSpec = flax_vectors) -> optax.GradientTransformation:
+def keep_zeros(*, vectors: VectorSpec = "flax") -> optax.GradientTransformation:
     """Keeps zero weights zero: trains a sparse network without new connections.
 
     Chain it after an optimizer: it sets the updates of those weights to zero that were zero in

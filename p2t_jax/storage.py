@@ -1,127 +1,135 @@
 """A network as bytes: which permutation of its initial weights it is (Section 6, direction 3).
 
-The format is that of docs/storage.md. What a vector costs is in the kernel; here are the header,
-the checksums, and the blocks that threads share.
+docs/storage.md describes the format. The kernel codes vectors; the header, the checksums and the
+blocks that threads share are here.
 """
 
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
 
-from p2t_jax import _checks
-from p2t_jax._host import per_row as host
-from p2t_jax._vectors import Path, VectorSpec, flax_vectors, path_names, vector_axes
+from p2t_jax import _leaves
+from p2t_jax._host.sharing import share
+from p2t_jax._leaves import Leaf
+from p2t_jax._vectors import VectorSpec
 
 Data: TypeAlias = bytes | bytearray | memoryview
+Array: TypeAlias = npt.NDArray[Any]
 
 _MAGIC, _VERSION = b"P2T", 1
-_HEADER = struct.Struct("<3sBQI")  # magic, version, bytes in all, checksum of the tree
+_HEADER = struct.Struct("<3sBQIB")  # magic, version, total bytes, checksum of the tree, origin
 _BLOCK = struct.Struct("<II")  # checksum of the initial weights, words of code
 _CHECKSUM = struct.Struct("<I")
 
-# Weights a block: so many that what a block costs is nothing beside its code, pruned or not.
+_SCALARS = (bool, int, float, complex)
+
+# Weights per block: enough for the cost of a block to vanish beside its code, pruned or not.
 _WEIGHTS = 1 << 20
 
 
 def pack(
-    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> bytes:
-    r"""The bytes that tell a trained network from its initial weights, which you can make again.
+    r"""The bytes that, with the initial weights, give a trained network back.
 
     A weight vector :math:`w` is one of the :math:`n! / \prod_v c_v!` orders of its initial weights,
-    with :math:`c_v` the number of weights that are :math:`v`, and is stored in
-    :math:`\log_2` of that many bits. All other leaves are stored as they are. The format is in
-    docs/storage.md (Section 6, direction 3).
+    where :math:`c_v` of its weights equal :math:`v`, and takes about :math:`\log_2` of that number
+    of bits. All other leaves are stored unchanged (Section 6, direction 3). docs/storage.md has the
+    format.
 
     Args:
-        params: the parameters, NumPy or JAX arrays, sharded or not. Every weight vector is bit for
-            bit a permutation of the initial one, as in `permuted_params(state, params)`.
-        initial_params: what they were before training; of the same structure, shapes and dtypes.
-        vectors: where the weight vectors lie, as given to `laperm`.
+        params: The parameters, NumPy or JAX arrays, sharded or not. Every weight vector is exactly
+            a permutation of the initial one, as in `permuted_params(state, params)`.
+        initial_params: The parameters before training; of the same structure, shapes and dtypes.
+        vectors: Which axes form weight vectors, as given to `laperm`.
 
     Returns:
         The bytes, for `unpack`.
 
     Raises:
-        TypeError: If a leaf is traced, or is no array of numbers.
-        ValueError: If a weight vector is no permutation of the initial one, or if the two trees are
-            not alike.
+        TypeError: If a leaf is traced, or is not an array of numbers.
+        ValueError: If a weight vector is not a permutation of the initial one, or if the two trees
+            do not match.
 
     Example:
         >>> import numpy as np, p2t_jax as p2t
         >>> initial_params = {"kernel": np.random.default_rng(0).normal(size=(1000, 10))}
         >>> params = {"kernel": np.random.default_rng(1).permuted(initial_params["kernel"], axis=0)}
         >>> data = p2t.pack(params, initial_params)
-        >>> len(data) / 10**4, params["kernel"].nbytes / 10**4  # bytes a weight
-        (1.0692, 8.0)
+        >>> bool(len(data) < 1.08 * 10**4), params["kernel"].nbytes / 10**4  # bytes per weight
+        (True, 8.0)
         >>> np.array_equal(p2t.unpack(data, initial_params)["kernel"], params["kernel"])
         True
     """
-    from p2t_jax._host.kernels import coder as codec  # `import p2t_jax` does not wait for Numba
+    from p2t_jax._host.kernels import coder  # `import p2t_jax` does not wait for Numba
 
-    values = _on_host("params", params, jax.tree.leaves(params))
-    initial = _checks.matching_leaves("initial_params", initial_params, params)
-    leaves = _leaves(params, _on_host("initial_params", params, initial), vectors)
+    initial = _leaves.matching("initial_params", initial_params, params)
+    now = _on_host("params", _leaves.walk(params, vectors))
+    # Another dtype may not be one that weights can have: what matters then is that it differs.
+    then = _on_host(
+        "initial_params", [leaf._replace(array=x) for leaf, x in zip(now, initial, strict=True)]
+    )
     body: list[Any] = []
     jobs = []
-    for leaf, now in zip(leaves, values, strict=True):
-        if leaf.then.dtype != now.dtype:
-            raise _checks.other_parameters("initial_params", leaf.path, leaf.then, now)
+    for leaf, first in zip(now, then, strict=True):
+        if first.array.dtype != leaf.array.dtype:
+            raise _leaves.mismatch("initial_params", leaf.path, first.array, leaf.array)
         if leaf.axes is None:
-            body.append(now.astype(now.dtype.newbyteorder("<"), copy=False).tobytes())
+            body.append(_little_endian(leaf.array).tobytes())
             continue
-        then_rows, now_rows = leaf.rows(leaf.then), leaf.rows(now)
-        for block in _blocks(now_rows):
-            jobs.append((len(body), leaf, block.start, then_rows[block], now_rows[block]))
+        rows, first_rows = _bit_rows(leaf), _bit_rows(first)
+        for block in _blocks(rows):
+            jobs.append((len(body), leaf, block.start, first_rows[block], rows[block]))
             body.append(b"")
 
-    def encode(job: tuple[int, _Leaf, int, host.Array, host.Array]) -> None:
-        place, leaf, start, then, now = job
-        sorted_rows = _sorted(then)
-        words = codec.encode_rows(sorted_rows, np.array(now, order="C"))
+    def encode(job: tuple[int, Leaf, int, Array, Array]) -> None:
+        place, leaf, start, first_rows, rows = job
+        sorted_rows = _sorted(first_rows)
+        words = coder.encode_rows(sorted_rows, np.array(rows, order="C"))
         if isinstance(words, int):
             raise ValueError(
-                f"params: {leaf.show_vector(start + words)} is no permutation of its initial "
+                f"params: {_vector_name(leaf, start + words)} is not a permutation of its initial "
                 "weights. Pack permuted_params(state, params), with the initial_params and the "
                 "vectors that the optimizer was given."
             )
-        code = words.astype("<u4", copy=False).tobytes()
-        body[place] = _BLOCK.pack(_checksum(sorted_rows), len(words)) + code
+        body[place] = _BLOCK.pack(_checksum(sorted_rows), len(words)) + _little_endian(words).data
 
-    _share(encode, jobs)
-    size = _HEADER.size + sum(map(len, body)) + _CHECKSUM.size
-    data = b"".join([_HEADER.pack(_MAGIC, _VERSION, size, _fingerprint(leaves)), *body])
+    share(encode, jobs)
+    origin = _origin().encode("ascii")[:255]
+    size = _HEADER.size + len(origin) + sum(map(len, body)) + _CHECKSUM.size
+    header = _HEADER.pack(_MAGIC, _VERSION, size, _fingerprint(then), len(origin))
+    data = b"".join([header, origin, *body])
     return data + _CHECKSUM.pack(zlib.crc32(data))
 
 
 def unpack(
-    data: Data, initial_params: optax.Params, *, vectors: VectorSpec = flax_vectors
+    data: Data, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
     """The parameters that `pack` was given.
 
     Args:
-        data: what `pack` returned.
-        initial_params: as given to `pack`. Only the values of weight vectors matter, and not their
-            order.
-        vectors: as given to `pack`.
+        data: What `pack` returned.
+        initial_params: As given to `pack`. Only the values of weight vectors matter, in any order.
+        vectors: As given to `pack`.
 
     Returns:
-        A tree of the structure of `initial_params`: each leaf with the shape and dtype of the
-        initial one, a NumPy array where that is one, else a JAX array of the same sharding.
+        A tree like `initial_params`. Each leaf has the shape, dtype, type (NumPy or JAX) and
+        sharding of the initial one.
 
     Raises:
-        TypeError: If `data` is no bytes; if a leaf is traced, or is no array of numbers.
-        ValueError: If `data` is not what `pack` made of parameters like these, from the same
-            initial weights. It is safe to unpack what comes from somebody you do not trust: the
-            memory it takes depends on the parameters and the length of `data` alone, and the
-            weight vectors are permutations of the initial ones, whatever the bytes are.
+        TypeError: If `data` is not bytes; if a leaf is traced, or is not an array of numbers.
+        ValueError: If `data` is not what `pack` made of such parameters and the same initial
+            weights. Unpacking untrusted data is safe: the memory it takes depends only on the
+            parameters and the length of `data`, and the weight vectors are permutations of the
+            initial ones, whichever bytes `data` has.
 
     Example:
         >>> import jax.numpy as jnp, p2t_jax as p2t
@@ -130,193 +138,186 @@ def unpack(
         >>> p2t.unpack(p2t.pack(params, initial_params), initial_params)["kernel"].ravel()
         Array([3., 1., 2.], dtype=float32)
     """
-    from p2t_jax._host.kernels import coder as codec
+    from p2t_jax._host.kernels import coder
 
-    like, treedef = jax.tree.flatten(initial_params)
-    leaves = _leaves(initial_params, _on_host("initial_params", initial_params, like), vectors)
-    body = _Body(_checked(data, _fingerprint(leaves)))
-    # Read all that there is before anything is made of it.
+    leaves = _on_host("initial_params", _leaves.walk(initial_params, vectors))
+    origin, body = _checked(data, _fingerprint(leaves))
+    # Read everything before anything is made of it.
     contents = [body.read(leaf) for leaf in leaves]
     body.end()
 
     jobs = []
-    arrays: list[host.Array] = []
+    arrays: list[Array] = []
     for leaf, content in zip(leaves, contents, strict=True):
+        shape, dtype = leaf.array.shape, leaf.array.dtype
         if leaf.axes is None:
-            dtype = leaf.then.dtype.newbyteorder("<")
-            raw = np.frombuffer(content, dtype).astype(leaf.then.dtype)
-            arrays.append(raw.reshape(leaf.then.shape))
+            raw = np.frombuffer(content, dtype.newbyteorder("<"))
+            arrays.append(raw.astype(dtype).reshape(shape))
             continue
-        then = leaf.rows(leaf.then)
-        out: host.Array = np.empty(then.shape, then.dtype)
-        arrays.append(host._unrows(out.view(leaf.then.dtype), leaf.then.shape, leaf.axes))
-        for block, (checksum, code) in zip(_blocks(then), content, strict=True):
-            jobs.append((leaf, then[block], checksum, code, out[block]))
+        first_rows = _bit_rows(leaf)
+        out: Array = np.empty(first_rows.shape, first_rows.dtype)
+        arrays.append(_leaves.from_rows(out.view(dtype), shape, leaf.axes))
+        for block, (checksum, code) in zip(_blocks(first_rows), content, strict=True):
+            jobs.append((leaf, first_rows[block], checksum, code, out[block]))
 
-    def decode(job: tuple[_Leaf, host.Array, int, memoryview, host.Array]) -> None:
-        leaf, then, checksum, code, out = job
-        sorted_rows = _sorted(then)
+    def decode(job: tuple[Leaf, Array, int, memoryview, Array]) -> None:
+        leaf, first_rows, checksum, code, out = job
+        sorted_rows = _sorted(first_rows)
         if _checksum(sorted_rows) != checksum:
             raise ValueError(
-                f"data: it was packed with other initial weights: those of {leaf.name} are not "
-                "the same. Make initial_params by the same rule from the same seed."
+                f"data: was packed with other initial weights than those of {leaf.name}. Make "
+                "initial_params by the same rule from the same seed. Data made with "
+                f"{origin!r}, here is {_origin()!r}: random numbers may differ between versions."
             )
-        if not codec.decode_rows(sorted_rows, np.frombuffer(code, "<u4").astype(np.uint32), out):
-            raise ValueError(f"data: what it has for {leaf.name} is no code of a permutation.")
+        words = np.frombuffer(code, "<u4").astype(np.uint32)
+        if not coder.decode_rows(sorted_rows, words, out):
+            raise ValueError(f"data: the code for {leaf.name} is invalid.")
 
-    _share(decode, jobs)
-    return jax.tree.unflatten(treedef, map(_like, arrays, like))
-
-
-class _Leaf(NamedTuple):
-    """An initial parameter, on the host."""
-
-    path: Path
-    then: host.Array
-    axes: host.LeafAxes | None
-
-    @property
-    def name(self) -> str:
-        return "/".join(self.path) or "the root of the tree"
-
-    def rows(self, array: host.Array) -> host.Array:
-        """The weight vectors of such a parameter, as rows of unsigned integers."""
-        assert self.axes is not None
-        return host._rows(array.view(f"u{array.dtype.itemsize}"), self.axes)
-
-    def show_vector(self, row: int) -> str:
-        assert self.axes is not None
-        shape = self.then.shape
-        others = iter(np.unravel_index(row, [s for i, s in enumerate(shape) if i not in self.axes]))
-        index = [":" if i in self.axes else str(next(others)) for i in range(len(shape))]
-        return f"{self.name}[{', '.join(index)}]"
+    share(decode, jobs)
+    like, treedef = jax.tree.flatten(initial_params)
+    return jax.tree.unflatten(treedef, map(_placed_like, like, arrays))
 
 
 class _Body:
-    """What lies between header and checksum, read leaf by leaf."""
+    """The bytes between header and checksum, read leaf by leaf."""
 
     def __init__(self, view: memoryview):
         self.rest = view
 
-    def take(self, size: int, leaf: _Leaf) -> memoryview:
+    def take(self, size: int, leaf: Leaf) -> memoryview:
         if size > len(self.rest):
             raise ValueError(
-                f"data: it ends within {leaf.name}, where {size} bytes should follow and "
-                f"{len(self.rest)} do."
+                f"data: ends within {leaf.name}: expected {size} more bytes, got {len(self.rest)}."
             )
         taken, self.rest = self.rest[:size], self.rest[size:]
         return taken
 
-    def read(self, leaf: _Leaf) -> Any:
+    def read(self, leaf: Leaf) -> Any:
         if leaf.axes is None:
-            raw = self.take(leaf.then.nbytes, leaf)
-            if leaf.then.dtype == np.bool_ and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
-                raise ValueError(f"data: what it has for {leaf.name} is neither False nor True.")
+            raw = self.take(leaf.array.nbytes, leaf)
+            if leaf.array.dtype == np.bool_ and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
+                raise ValueError(f"data: has neither False nor True for {leaf.name}.")
             return raw
         blocks = []
-        for _ in _blocks(leaf.rows(leaf.then)):
+        for _ in _blocks(_bit_rows(leaf)):
             checksum, size = _BLOCK.unpack(self.take(_BLOCK.size, leaf))
             blocks.append((checksum, self.take(4 * size, leaf)))
         return blocks
 
     def end(self) -> None:
         if self.rest:
-            raise ValueError(f"data: {len(self.rest)} bytes follow the last parameter.")
+            raise ValueError(f"data: has {len(self.rest)} bytes after the last parameter.")
 
 
-def _checked(data: Data, fingerprint: int) -> memoryview:
-    """The body of `data`, once it is sure that it is all there and belongs to these parameters."""
+def _checked(data: Data, fingerprint: int) -> tuple[str, _Body]:
+    """Origin and body of `data`, which is complete, undamaged and of these parameters."""
     try:
         view = memoryview(data).cast("B")
     except TypeError:
-        raise TypeError(f"data: give the bytes that pack returned, not {data!r:.50}.") from None
+        raise TypeError(f"data: expected the bytes that pack returned, got {data!r:.50}.") from None
     least = _HEADER.size + _CHECKSUM.size
     if not _MAGIC.startswith(bytes(view[:3])):
-        raise ValueError(f"data: pack has not written it: it begins with {bytes(view[:3])!r}.")
+        raise ValueError(f"data: not written by p2t_jax.pack: begins with {bytes(view[:3])!r}.")
     if len(view) > 3 and view[3] != _VERSION:
         raise ValueError(
-            f"data: it has version {view[3]} of the format, and this release of p2t_jax reads "
+            f"data: has version {view[3]} of the format, but this release of p2t_jax reads "
             f"version {_VERSION}."
         )
     if len(view) < least:
-        raise ValueError(f"data: it is truncated: it has {len(view)} of at least {least} bytes.")
-    _, _, size, tree = _HEADER.unpack_from(view)
+        raise ValueError(f"data: truncated: expected at least {least} bytes, got {len(view)}.")
+    _, _, size, tree, origin = _HEADER.unpack_from(view)
     if len(view) != size:
         what = "truncated" if len(view) < size else "too long"
-        raise ValueError(f"data: it is {what}: it has {len(view)} bytes and should have {size}.")
-    body = view[: -_CHECKSUM.size]
-    if (zlib.crc32(body),) != _CHECKSUM.unpack(view[-_CHECKSUM.size :]):
-        raise ValueError("data: it is damaged: its checksum is not that of its bytes.")
+        raise ValueError(f"data: {what}: expected {size} bytes, got {len(view)}.")
+    if (zlib.crc32(view[: -_CHECKSUM.size]),) != _CHECKSUM.unpack(view[-_CHECKSUM.size :]):
+        raise ValueError("data: damaged: the checksum does not match.")
     if tree != fingerprint:
         raise ValueError(
-            "data: it belongs to other parameters: their paths, shapes, dtypes or vector axes are "
-            "not those of initial_params."
+            "data: does not match initial_params: was packed with other paths, shapes, dtypes or "
+            "vector axes."
         )
-    return body[_HEADER.size :]
+    body = view[_HEADER.size : -_CHECKSUM.size]
+    return str(body[:origin], "ascii", "replace"), _Body(body[origin:])
 
 
-def _paths(tree: Any) -> list[Path]:
-    return [path_names(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _leaves(tree: Any, arrays: Sequence[host.Array], vectors: VectorSpec) -> list[_Leaf]:
-    """The arrays of a tree, with the paths and axes of its leaves."""
-    return list(map(_Leaf, _paths(tree), arrays, vector_axes(vectors, tree)))
-
-
-def _on_host(name: str, tree: Any, leaves: Sequence[Any]) -> list[host.Array]:
-    """The leaves that are to be those of a tree, as NumPy arrays."""
-    arrays = []
-    for path, leaf in zip(_paths(tree), leaves, strict=True):
-        where = f"{name}: {'/'.join(path) or 'the root of the tree'}"
-        if isinstance(leaf, jax.core.Tracer):
+def _on_host(name: str, leaves: Sequence[Leaf]) -> list[Leaf]:
+    """Leaves with NumPy arrays in native byte order."""
+    on_host = []
+    for leaf in leaves:
+        array = leaf.array
+        if isinstance(array, jax.core.Tracer):
             raise TypeError(
-                f"{where} is traced, and bytes are made of values: pack and unpack outside of jit, "
-                "vmap and grad."
+                f"{name}: {leaf.name} is traced, but bytes are made of values. Call pack and "
+                "unpack outside of jit, vmap and grad."
             )
-        is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array)
-        if not is_array or not (leaf.dtype == np.bool_ or jnp.issubdtype(leaf.dtype, np.number)):
-            given = f"of dtype {leaf.dtype}" if is_array else repr(leaf)
+        if type(array) in _SCALARS:
+            array = np.asarray(array)
+        is_array = isinstance(array, np.ndarray | np.generic | jax.Array)
+        if not is_array or not (array.dtype == np.bool_ or jnp.issubdtype(array.dtype, np.number)):
+            given = f"an array of {array.dtype}" if is_array else repr(array)
             raise TypeError(
-                f"{where} is {given:.60}: give an array of numbers (of a random key, its "
-                "jax.random.key_data)."
+                f"{name}: expected an array of numbers at {leaf.name}, got {given:.60}. Of a "
+                "random key, pass its jax.random.key_data."
             )
-        arrays.append(np.asarray(leaf, np.dtype(leaf.dtype).newbyteorder("=")))
-    return arrays
+        native = np.asarray(array, np.dtype(array.dtype).newbyteorder("="))
+        on_host.append(leaf._replace(array=native))
+    return on_host
 
 
-def _blocks(rows: host.Array) -> list[slice]:
-    """The rows that are one code each."""
+def _bit_rows(leaf: Leaf) -> Array:
+    """The weight vectors of a leaf as (m, n) rows of unsigned integers."""
+    assert leaf.axes is not None
+    rows = _leaves.to_rows(leaf.array.view(f"u{leaf.array.dtype.itemsize}"), leaf.axes)
+    n = rows.shape[-1]
+    if n >= 1 << 31:
+        raise ValueError(f"vectors: expected fewer than 2**31 weights per vector, got {n}.")
+    bit_rows: Array = rows.reshape(rows.size // n if n else 0, n)
+    return bit_rows
+
+
+def _vector_name(leaf: Leaf, row: int) -> str:
+    """One weight vector, as one would index it."""
+    assert leaf.axes is not None
+    shape = leaf.array.shape
+    others = iter(np.unravel_index(row, [s for i, s in enumerate(shape) if i not in leaf.axes]))
+    index = [":" if i in leaf.axes else str(next(others)) for i in range(len(shape))]
+    return f"{leaf.name}[{', '.join(index)}]"
+
+
+def _blocks(rows: Array) -> list[slice]:
+    """The rows of each block."""
     if not rows.size:
         return []
-    if rows.shape[1] >= 1 << 31:
-        raise ValueError(f"vectors: {rows.shape[1]} weights are too many for one vector.")
     step = max(1, _WEIGHTS // rows.shape[1])
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
-def _sorted(rows: host.Array) -> host.Array:
+def _sorted(rows: Array) -> Array:
     sorted_rows = np.array(rows, order="C")
     sorted_rows.sort(axis=-1)
     return sorted_rows
 
 
-def _share(do: Callable[[Any], None], jobs: Sequence[Any]) -> None:
-    done: Iterable[None] = host._pool().map(do, jobs) if len(jobs) > 1 else map(do, jobs)
-    for _ in done:
-        pass
+def _origin() -> str:
+    """What the initial weights may depend on besides rule and seed."""
+    return f"jax {jax.__version__}, numpy {np.__version__}"
 
 
-def _fingerprint(leaves: Sequence[_Leaf]) -> int:
-    tree = [[leaf.path, leaf.then.dtype.name, leaf.then.shape, leaf.axes] for leaf in leaves]
+def _fingerprint(leaves: Sequence[Leaf]) -> int:
+    tree = [[leaf.path, leaf.array.dtype.name, leaf.array.shape, leaf.axes] for leaf in leaves]
     return zlib.crc32(json.dumps(tree, separators=(",", ":")).encode())
 
 
-def _checksum(sorted_rows: host.Array) -> int:
-    return zlib.crc32(sorted_rows.astype(sorted_rows.dtype.newbyteorder("<"), copy=False).data)
+def _checksum(sorted_rows: Array) -> int:
+    return zlib.crc32(_little_endian(sorted_rows).data)
 
 
-def _like(array: host.Array, leaf: Any) -> Any:
-    if not isinstance(leaf, jax.Array):
-        return np.array(array, order="C")
-    return jax.device_put(array, leaf.sharding if leaf.committed else None)
+def _little_endian(array: Array) -> Array:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def _placed_like(leaf: Any, array: Array) -> Any:
+    """An array that nothing else refers to, as a leaf of the type and sharding of `leaf`."""
+    if isinstance(leaf, jax.Array):
+        return jax.device_put(array, leaf.sharding if leaf.committed else None)
+    return array.item() if type(leaf) in _SCALARS else np.array(array, order="C")

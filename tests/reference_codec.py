@@ -8,7 +8,7 @@ from itertools import groupby
 WEIGHTS_A_BLOCK = 2**20
 
 
-def pack(leaves):
+def pack(leaves, origin):
     """Leaves: dicts of path, dtype, shape, axes and either raw bytes, or initial and rows."""
     body = b""
     for leaf in leaves:
@@ -19,17 +19,18 @@ def pack(leaves):
             words = encode(initial, rows)
             body += struct.pack("<II", checksum(initial, leaf["dtype"]), len(words))
             body += struct.pack(f"<{len(words)}I", *words)
-    size = 16 + len(body) + 4
-    data = struct.pack("<3sBQI", b"P2T", 1, size, fingerprint(leaves)) + body
+    size = 17 + len(origin) + len(body) + 4
+    data = struct.pack("<3sBQIB", b"P2T", 1, size, fingerprint(leaves), len(origin))
+    data += origin.encode("ascii") + body
     return data + struct.pack("<I", zlib.crc32(data))
 
 
 def unpack(data, leaves):
     """For each leaf, its raw bytes or its rows."""
-    magic, version, size, tree = struct.unpack("<3sBQI", data[:16])
+    magic, version, size, tree, origin = struct.unpack("<3sBQIB", data[:17])
     assert (magic, version, size, tree) == (b"P2T", 1, len(data), fingerprint(leaves))
     assert struct.pack("<I", zlib.crc32(data[:-4])) == data[-4:]
-    rest, contents = data[16:-4], []
+    rest, contents = data[17 + origin : -4], []
     for leaf in leaves:
         if leaf["axes"] is None:
             content, rest = rest[: len(leaf["raw"])], rest[len(leaf["raw"]) :]

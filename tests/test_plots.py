@@ -1,5 +1,6 @@
 """The pictures show what they are given, on the Axes they are given."""
 
+import itertools
 import subprocess
 import sys
 
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
-import reference_sgperm as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -121,7 +121,7 @@ def test_a_subset_is_marked_at_its_ranks(subset, ax):
     vector = np.array([0.3, 0.1, 0.2, 0.6, 0.5, 0.4])
     _, marks = plots.profile(vector, subset=subset, ax=ax).collections
     assert points(marks) == [[1, 0.2], [2, 0.3], [4, 0.5]]
-    assert to_rgba("red") in map(tuple, marks.get_facecolor())
+    assert to_rgba("black") in map(tuple, marks.get_facecolor())
     marks = plots.profile(vector, subset=subset, sort=False, ax=ax).collections[-1]
     assert sorted(points(marks)) == [[0, 0.3], [2, 0.2], [4, 0.5]]
 
@@ -159,10 +159,12 @@ def test_a_heat_map_shows_the_vector_in_its_shape_around_zero(ax):
     assert image.get_clim() == (-limit, limit)
 
 
-def test_larger_weights_are_brighter(ax):
-    image = plots.weight_vector([-1.0, -0.5, 0.0, 0.5], (2, 2), ax=ax).images[0]
-    brightness = image.to_rgba(image.get_array())[..., :3] @ [0.299, 0.587, 0.114]
-    assert (np.diff(brightness.ravel()) > 0).all()
+def test_the_sign_of_a_weight_is_its_hue_and_its_size_the_darkness(ax):
+    image = plots.weight_vector([-1.0, -0.5, 0.0, 0.5, 1.0], (1, 5), ax=ax).images[0]
+    colors = image.to_rgba(image.get_array())[0]
+    assert (np.sign(colors[:, 0] - colors[:, 2]) == [-1, -1, 0, 1, 1])[[0, 1, 3, 4]].all()
+    brightness = colors[:, :3] @ [0.299, 0.587, 0.114]
+    assert (np.sign(np.diff(brightness)) == [1, 1, -1, -1]).all()
 
 
 def test_heat_maps_before_and_after_a_permutation_have_the_same_colours(ax):
@@ -184,7 +186,7 @@ def test_a_subset_is_boxed(ax):
     (boxes,) = ax.collections
     corners = [path.vertices[:4].mean(axis=0).tolist() for path in boxes.get_paths()]
     assert corners == [[0, 0], [1, 1], [3, 5]]  # (column, row)
-    assert to_rgba("red") in map(tuple, boxes.get_edgecolor())
+    assert to_rgba("black") in map(tuple, boxes.get_edgecolor())
     assert not boxes.get_facecolor().size
 
 
@@ -204,14 +206,12 @@ def test_connections_leave_zeros_blank_and_draw_all_else(ax):
     np.testing.assert_array_equal(image.filled(0), pruned)
 
 
-def test_a_window_has_the_places_and_colours_of_the_whole(ax):
+def test_the_scale_of_signed_weights_is_symmetric(ax):
     weights = RNG.normal(size=(30, 20))
-    plots.connections(weights, rows=slice(10, 25), columns=slice(-8, None), ax=ax)
-    image = ax.images[0]
-    np.testing.assert_array_equal(image.get_array(), weights[10:25, 12:])
-    assert image.get_extent() == [11.5, 19.5, 24.5, 9.5]
+    plots.connections(weights, ax=ax).set(xlim=(10, 15), ylim=(20, 10))  # a closer look
     limit = np.abs(weights).max()
-    assert image.get_clim() == (-limit, limit)
+    assert ax.images[0].get_clim() == (-limit, limit)
+    assert list(ax.images[0].get_extent()) == [-0.5, 19.5, 29.5, -0.5]
 
 
 def test_a_column_of_connections_is_a_weight_vector(ax):
@@ -230,17 +230,21 @@ values = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 3.0]) | st.floa
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), n=st.integers(1, 12), alpha=st.floats(0.01, 1))
-def test_permissible_movements_are_those_of_section_2_1(data, n, alpha):
+@pytest.mark.parametrize("lower", ["mean", "smallest"])
+def test_permissible_movements_are_those_of_section_2_1(lower, data, n, alpha):
     w, r = (data.draw(st.lists(values, min_size=n, max_size=n)) for _ in range(2))
     subset = data.draw(st.lists(st.integers(0, n - 1), unique=True) | st.none())
-    members = sorted(range(n) if subset is None else subset)
+    members = sorted(i for i in (range(n) if subset is None else subset) if r[i] != 0)
     expected = []
     if len(members) > 1:
-        lower, upper = reference.bounds(w, members, alpha)
-        for x in members:
-            targets = reference.adjacency_list(x, w, r, members, lower, upper, "nearest", None)
-            expected += [[x, y] for y in sorted(targets)]
-    found = plots.permissible_movements(np.array(w), np.array(r), alpha, subset=subset)
+        smallest = min(abs(w[x] - w[y]) for x, y in itertools.combinations(members, 2))
+        whole = max(w) - min(w)
+        u = (whole / len(members) if lower == "mean" else smallest) + alpha * whole
+        for x, y in itertools.product(members, members):
+            follows = w[x] > w[y] if r[x] > 0 else w[x] < w[y]
+            if follows and abs(w[x] - w[y]) < u:
+                expected.append([x, y])
+    found = plots.permissible_movements(np.array(w), np.array(r), alpha, subset=subset, lower=lower)
     assert found.tolist() == expected
     assert found.shape == (len(expected), 2)
 
@@ -294,6 +298,8 @@ def test_vertices_go_counterclockwise_by_weight_coloured_by_recommendation(ax):
     expected = ["turquoise", "gold", "white", "turquoise", "white"]
     np.testing.assert_allclose(vertices.get_facecolor(), [to_rgba(name) for name in expected])
     assert not ax.patches
+    labels = ax.get_legend_handles_labels()[1]
+    assert labels == ["to get a smaller weight", "to get a larger weight", "to keep its weight"]
 
 
 def test_every_cycle_has_arrows_of_its_own_colour(ax):
@@ -382,6 +388,17 @@ def test_a_phase_may_begin_between_two_evaluations(ax):
     assert third.get_xydata().tolist() == []
 
 
+def test_every_optimizer_has_its_colour_wherever_it_is_drawn(ax):
+    for label in ("another", "SGPerm", "Adam"):
+        plots.learning_curve([0, 10], [0, 1], label=label, ax=ax)
+    plots.learning_curve([0, 10], [0, 1], phases={"LAPerm": 0, "rest": 5}, ax=ax)
+    colors = {line.get_label(): line.get_color() for line in ax.lines}
+    assert {name: colors[name] for name in plots.COLORS} == plots.COLORS
+    assert len(set(colors.values())) == 5
+    plots.learning_curve([0, 10], [0, 1], label="Adam", color="red", ax=ax)
+    assert ax.lines[-1].get_color() == "red"
+
+
 def test_curves_drawn_one_after_the_other_share_axes(ax):
     plots.learning_curve([0, 10], [0, 1], label="SGPerm", ax=ax)
     plots.learning_curve([0, 10], [0, 1], label="Adam", ax=ax)
@@ -438,24 +455,26 @@ def test_an_animation_is_saved_as_a_gif(ax, tmp_path):
         (lambda: plots.profile(np.ones((3, 3, 2, 2))), ValueError, "vectors: "),
         (lambda: plots.profile(KERNEL, vectors=2), ValueError, "vectors: "),
         (lambda: plots.profile(KERNEL, vectors=None), ValueError, "vectors: "),
-        (lambda: plots.profile(KERNEL, subset=[0]), ValueError, "subset: .* has 4"),
+        (lambda: plots.profile(KERNEL, subset=[0]), ValueError, "subset: .* got 4"),
         (lambda: plots.profile(KERNEL[:, 0], subset=[6]), ValueError, "subset: .*0 to 5"),
         (lambda: plots.profile(KERNEL[:, 0], subset=[-1]), ValueError, "subset: "),
         (lambda: plots.profile(KERNEL[:, 0], subset=[True]), ValueError, "subset: "),
         (lambda: plots.profile(KERNEL[:, 0], subset=[0.5]), TypeError, "subset: "),
         (lambda: plots.profiles({"bias": np.ones(3)}), ValueError, "params: "),
-        (lambda: plots.profiles([KERNEL, KERNEL], axs=[plt.gca()]), ValueError, "axs: give 2 .* 1"),
-        (lambda: plots.weight_vector(KERNEL, (5, 5)), ValueError, "shape: .* 24 "),
+        (
+            lambda: plots.profiles([KERNEL, KERNEL], axs=[plt.gca()]),
+            ValueError,
+            "axs: expected 2 .* got 1",
+        ),
+        (lambda: plots.weight_vector(KERNEL, (5, 5)), ValueError, "shape: .* 24, "),
         (lambda: plots.weight_vector(KERNEL, 24), ValueError, "shape: "),
         (lambda: plots.weight_vector(KERNEL, (6, 4), subset=[24]), ValueError, "subset: "),
-        (lambda: plots.connections(KERNEL, rows=3), TypeError, "rows: "),
-        (lambda: plots.connections(KERNEL, rows=slice(0, 6, 2)), ValueError, "rows: "),
-        (lambda: plots.connections(KERNEL, columns=slice(4, 9)), ValueError, "columns: "),
         (lambda: plots.connections(KERNEL[None]), ValueError, "vectors: "),
         (lambda: plots.permissible_movements(KERNEL, [0], 0.5), ValueError, "weights: "),
         (lambda: plots.permissible_movements([1, 2], [0], 0.5), ValueError, "recommendations: "),
         (lambda: plots.permissible_movements([1], [0], 0.0), ValueError, "aggressiveness: "),
         (lambda: plots.permissible_movements([1], [0], "a"), TypeError, "aggressiveness: "),
+        (lambda: plots.permissible_movements([1], [0], 0.5, lower="x"), ValueError, "lower: .*'x'"),
         (lambda: plots.chords(KERNEL, [0]), ValueError, "weights: "),
         (lambda: plots.chords([1, 2, 3], [0, 1]), ValueError, "source: "),
         (lambda: plots.chords([1, 2, 3], [0, 1, 1]), ValueError, "source: "),

@@ -705,7 +705,7 @@ def test_nodes_without_leaves_yield_nothing():
         (0.0, (4, 3), TypeError, r"axes 0\.0 .*: give an int"),
         ((0, 1.0), (4, 3), TypeError, "give an int"),
         ((0, None), (4, 3), TypeError, "give an int"),
-        ("0", (4, 3), TypeError, "give an int"),
+        ("0", (4, 3), ValueError, "flax"),
         ({"kernel": 0}, (4, 3), TypeError, "give an int"),
     ],
 )

@@ -1,34 +1,38 @@
 """Which axes of a parameter are the incoming weights of one neuron (Section 1.1)."""
 
-from p2t_jax._vectors.match import (
+from p2t_jax._vectors.biases import is_bias, with_biases
+from p2t_jax._vectors.infer import infer_vectors
+from p2t_jax._vectors.match import VectorAxes, VectorSpec, pair, vector_axes
+from p2t_jax._vectors.paths import (
     Axes,
     Path,
-    Remembered,
     VectorRule,
-    VectorSpec,
     is_index,
-    pair,
+    named_leaves,
     path_names,
     positions,
     show,
-    vector_axes,
 )
 from p2t_jax._vectors.rules import equinox_vectors, flax_vectors, haiku_vectors, stacked
 
 __all__ = [
     "Axes",
     "Path",
-    "Remembered",
+    "VectorAxes",
     "VectorRule",
     "VectorSpec",
     "equinox_vectors",
     "flax_vectors",
     "haiku_vectors",
+    "infer_vectors",
+    "is_bias",
     "is_index",
+    "named_leaves",
     "pair",
     "path_names",
     "positions",
     "show",
     "stacked",
     "vector_axes",
+    "with_biases",
 ]

@@ -7,48 +7,40 @@ a vector runs, every other axis enumerates vectors, and `None` leaves a paramete
     (*k, in, out)  axes 0..k     out vectors of prod(k) * in     a convolution
 """
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.export
 import numpy as np
 
-Path: TypeAlias = tuple[str, ...]
-Axes: TypeAlias = int | Sequence[int] | None
-VectorRule: TypeAlias = Callable[[Path, Any], Axes]
-VectorSpec: TypeAlias = VectorRule | Any  # a rule, or a (prefix) tree of axes
+from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
+from p2t_jax._vectors.paths import (
+    Path,
+    VectorRule,
+    below,
+    children,
+    key_name,
+    named_leaves,
+    positions,
+    show,
+    unboxed,
+)
+from p2t_jax._vectors.rules import named_rule
+
+VectorSpec: TypeAlias = VectorRule | str | Any  # a rule, its name, or a (prefix) tree of axes
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-
-def path_names(key_path: Sequence[Any]) -> Path:
-    """Turns a JAX key path into plain names.
-
-    A Flax nnx `Variable` adds the attribute `.value` to the path of the array it holds, so `init`
-    (given Variables) and `update` (given pure arrays) would see different paths; so does Linen's
-    `Partitioned`. A last *attribute* named `value` is therefore dropped; a last dict key is not.
-
-    Args:
-        key_path: A path as `jax.tree_util.tree_leaves_with_path` gives it.
-
-    Returns:
-        Dict keys, attribute names and indices as strings.
-
-    Example:
-        >>> tree = {"layers": [{"kernel": 1.0}]}
-        >>> [path_names(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
-        [('layers', '0', 'kernel')]
-    """
-    boxed = len(key_path) > 0 and _is_box(key_path[-1])
-    return tuple(_name(key) for key in (key_path[:-1] if boxed else key_path))
 
 
 def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None, ...]:
     """Resolves a spec: the axes of the weight vectors of every leaf of a tree.
 
-    The spec is a rule `(path, leaf) -> axes`, or a tree of axes that is a prefix of `tree`: an int,
-    a tuple or list of ints, None or a rule stands for all that lies below it. The nodes are matched
+    The spec is a rule `(path, leaf) -> axes`, the name of one ("flax", "equinox" or "haiku"), or a
+    tree of axes that is a prefix of `tree`: an int, a tuple or list of ints, None, a rule or its
+    name stands for all that lies below it. The nodes are matched
     by the names of their children, not by type: a dict fits an nnx `State`, with its Variables or
     without. A tuple or list is structure where `tree` has a tuple or list (or nnx `List`) there,
     and axes anywhere else. A node of `tree` without leaves (`optax.MaskedNode()`, None) fits
@@ -72,120 +64,120 @@ def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None,
         ((0, 1, 2), (0,), None)
     """
     resolved = []
-    for key_path, leaf, spec in pair(vectors, tree, ()):
-        path = path_names(key_path)
-        axes = spec(path, leaf) if callable(spec) else spec
-        resolved.append(None if axes is None else positions(axes, path, leaf))
-        if axes is not None and leaf.dtype.name not in _FLOATS:
-            raise TypeError(
-                f"vectors: axes {axes!r} for {show(path)} of shape {np.shape(leaf)}: it has dtype "
-                f"{leaf.dtype.name}, and weights are {', '.join(_FLOATS)}. Give it None."
-            )
+    unknown: dict[str, list[Unknown]] = {}
+    for path, leaf, spec in pair(vectors, tree):
+        try:
+            resolved.append(axes_of(spec, path, leaf))
+        except UnknownVectorsError as error:
+            unknown.setdefault(error.rule, []).append(error.unknown)
+    if unknown:
+        rule = next(iter(unknown))
+        everything = [leaf for leaves in unknown.values() for leaf in leaves]
+        raise ValueError(question(f"{' and '.join(unknown)} do not know", everything, rule))
     return tuple(resolved)
 
 
-@jax.tree_util.register_static
-class Remembered:
-    """A spec inside an optimizer's state: no leaf, but part of the structure, hence static.
+def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
+    """The axes that a rule, its name, or axes give a leaf."""
+    rule = named_rule(spec) if isinstance(spec, str) else spec
+    axes = rule(path, leaf) if callable(rule) else rule
+    if axes is None:
+        return None
+    found = positions(axes, path, leaf)
+    if leaf.dtype.name not in _FLOATS:
+        raise TypeError(
+            f"vectors: axes {axes!r} for {show(path)} of shape {np.shape(leaf)}: it has dtype "
+            f"{leaf.dtype.name}, and weights are {', '.join(_FLOATS)}. Give it None."
+        )
+    return found
 
-    It is the spec and not the axes it resolves to, because `optax.tree.map_params` initializes the
-    state once more with a placeholder for the parameters and wants the same structure back.
+
+@jax.tree_util.register_static
+class VectorAxes(NamedTuple):
+    """The axes of a tree's weight vectors, as an optimizer state remembers them.
+
+    It is part of the state's structure, not an array, and holds one string, so that it can be
+    compared, pickled and serialized by anything, and nobody can change it. It is a rule, too:
+    `walk(weights, state.vectors)` gives the leaves with the axes that they had.
+
+    `optax.tree.map_params` initializes the state once more, with a placeholder for the parameters,
+    and wants the same structure back. So the axes of a tree without leaves are equal to any.
+
+    Attributes:
+        axes_by_path: a JSON object of axes, or null for what is not permuted, by path.
+
+    Example:
+        >>> VectorAxes.of({("Dense_0", "kernel"): (0,), ("Dense_0", "bias"): None})
+        VectorAxes(axes_by_path='{"Dense_0/kernel": [0], "Dense_0/bias": null}')
     """
 
-    def __init__(self, spec: VectorSpec):
-        self.spec = spec
-        leaves, treedef = jax.tree.flatten(spec, is_leaf=lambda node: node is None)
-        self._key = (tuple(leaves), treedef)
-        # Flax's own checkpoints know no static nodes, and nobody else could tell them.
-        flax = sys.modules.get("flax.serialization")
-        if flax is not None:
-            flax.register_serialization_state(
-                Remembered, lambda node: {}, lambda node, _: node, override=True
-            )
+    # A NamedTuple with a string: Flax serializes those whether or not it was imported before.
+    axes_by_path: str = "{}"
+
+    @classmethod
+    def of(cls, axes: Mapping[Path, tuple[int, ...] | None]) -> "VectorAxes":
+        """Remembers axes by path."""
+        return cls(json.dumps({"/".join(path): leaf_axes for path, leaf_axes in axes.items()}))
+
+    def __call__(self, path: Path, leaf: Any = None) -> tuple[int, ...] | None:
+        """The axes of the leaf at a path, or None if it is not permuted."""
+        del leaf
+        axes = _parsed(self.axes_by_path)
+        if "/".join(path) not in axes:
+            raise ValueError(f"vectors: {show(path)} is not among the parameters: {list(axes)}.")
+        leaf_axes = axes["/".join(path)]
+        return None if leaf_axes is None else tuple(leaf_axes)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Remembered) and self._key == other._key
+        if not isinstance(other, VectorAxes):
+            return NotImplemented
+        return self.axes_by_path == other.axes_by_path or "{}" in (
+            self.axes_by_path,
+            other.axes_by_path,
+        )
 
-    def __hash__(self) -> int:
-        return hash(self._key)
+    def __ne__(self, other: object) -> bool:  # or it would be the tuple's
+        return not self == other
 
-    def __repr__(self) -> str:
-        return f"Remembered({getattr(self.spec, '__name__', self.spec)})"
+    def __hash__(self) -> int:  # equal objects must have equal hashes, and one is equal to all
+        return hash(VectorAxes)
 
 
-def pair(spec: Any, tree: Any, at: tuple[Any, ...]) -> Iterator[tuple[Any, Any, Any]]:
-    """Yields every leaf of `tree` with its key path and the rule or axes that `spec` has for it."""
-    spec, tree = _unbox(spec), _unbox(tree)
-    parts, nodes = _children(spec), _children(tree)
-    names = [_name(key) for key, _ in nodes]
+@functools.lru_cache(maxsize=64)
+def _parsed(axes_by_path: str) -> dict[str, list[int] | None]:
+    parsed: dict[str, list[int] | None] = json.loads(axes_by_path)
+    return parsed
+
+
+jax.export.register_pytree_node_serialization(
+    VectorAxes,
+    serialized_name="p2t_jax.VectorAxes",
+    serialize_auxdata=lambda node: node.axes_by_path.encode(),
+    deserialize_auxdata=lambda data: VectorAxes(data.decode()),
+    from_children=lambda node, children: node,
+)
+
+
+def pair(spec: Any, tree: Any, at: Path = ()) -> Iterator[tuple[Path, Any, Any]]:
+    """Yields the path and leaf of every leaf of `tree`, and the rule or axes that `spec` has."""
+    spec, tree = unboxed(spec), unboxed(tree)
+    parts, nodes = children(spec), children(tree)
+    names = [key_name(key) for key, _ in nodes]
     is_sequence = isinstance(tree, tuple | list) or (nodes and all(n.isdigit() for n in names))
     is_axes = isinstance(spec, tuple | list) and not is_sequence
     # An Equinox module is callable too: as the tree of axes of such a module, it is not a rule.
     is_rule = callable(spec) and type(spec) is not type(tree)
     if is_rule or is_axes or not parts or not nodes:
-        for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            yield at + key_path, leaf, spec
+        for path, leaf in named_leaves(tree):
+            yield below(at, path), leaf, spec
     elif jax.tree.leaves(tree):
-        by_name = {_name(key): part for key, part in parts}
+        by_name = {key_name(key): part for key, part in parts}
         if by_name.keys() != set(names):
-            where = show(path_names(at))
             raise ValueError(
-                f"vectors: the tree of axes does not match the parameters at {where}: they have "
+                f"vectors: the tree of axes does not match the parameters at {show(at)}: they have "
                 f"{names}, vectors has {list(by_name)}. Give every one of them an entry (None for "
-                "'not permuted'), or a single one for all that lies here. Where the parameters "
-                "have a tuple or list, a tuple or list of axes is taken to be that one."
+                "'not permuted'), or a single entry for the whole subtree. Inside a tuple or list "
+                "of parameters, a tuple is read as structure, not as axes."
             )
         for key, node in nodes:
-            yield from pair(by_name[_name(key)], node, (*at, key))
-
-
-def _children(node: Any) -> list[tuple[Any, Any]]:
-    """The keys and children one level below a node; a leaf has none."""
-    below, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    return [(key_path[0], child) for key_path, child in below if key_path]
-
-
-def _unbox(node: Any) -> Any:
-    """Takes an array, or the axes that a spec has for it, out of an nnx Variable."""
-    children = _children(node)
-    if len(children) == 1 and _is_box(children[0][0]):
-        child = children[0][1]
-        return child if isinstance(child, tuple | list) or not _children(child) else node
-    return node
-
-
-def _is_box(key: Any) -> bool:
-    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
-
-
-def _name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
-
-
-def is_index(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def positions(axes: Any, path: Path, leaf: Any, what: str = "axes") -> tuple[int, ...]:
-    """Checks the axes given for a leaf, and makes them non-negative and ascending."""
-    rank = np.ndim(leaf)
-    given = f"vectors: {what} {axes!r} for {show(path)} of shape {np.shape(leaf)}"
-    axes = tuple(axes) if isinstance(axes, tuple | list | range) else (axes,)
-    if not all(map(is_index, axes)):
-        raise TypeError(f"{given}: give an int, a tuple or list of ints, or None.")
-    if not axes:
-        raise ValueError(f"{given}: give at least one axis, or None for 'not permuted'.")
-    if not all(-rank <= a < rank for a in axes):
-        right = f"its axes are {-rank} to {rank - 1}" if rank else "a scalar has none, give it None"
-        raise ValueError(f"{given}: {right}.")
-    positions = tuple(sorted({int(a) % rank for a in axes}))
-    if len(positions) < len(axes):
-        raise ValueError(f"{given}: an axis is named twice, write {positions}.")
-    return positions
-
-
-def show(path: Path) -> str:
-    return "/".join(path) or "the root of the tree"
+            yield from pair(by_name[key_name(key)], node, (*at, key_name(key)))

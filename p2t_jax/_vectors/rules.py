@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from p2t_jax._vectors.match import Axes, Path, VectorRule, is_index, positions, show
+from p2t_jax._vectors.paths import Axes, Path, VectorRule, is_index, positions, show
 
 _Struct: Any = jax.ShapeDtypeStruct  # JAX leaves its constructor untyped.
 
@@ -170,6 +170,21 @@ def haiku_vectors(path: Path, leaf: Any) -> Axes:
         if "conv" in module and "deconv" not in module:
             return _all_but(-1, rank)
     raise _unknown("haiku_vectors", path, leaf, _all_but(-1, rank))
+
+
+RULES: dict[str, VectorRule] = {
+    "flax": flax_vectors,
+    "equinox": equinox_vectors,
+    "haiku": haiku_vectors,
+}
+
+
+def named_rule(name: str) -> VectorRule:
+    """The rule that a string stands for."""
+    if name not in RULES:
+        names = ", ".join(f'"{known}"' for known in RULES)
+        raise ValueError(f"vectors: expected {names}, a rule or a tree of axes, got {name!r}.")
+    return RULES[name]
 
 
 def stacked(rule: VectorRule, axis: int = 0) -> VectorRule:

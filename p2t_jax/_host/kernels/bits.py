@@ -16,15 +16,18 @@ from p2t_jax._host.kernels.cache import jit
 _ONE, _WORD, _IN_WORD = np.uint64(1), np.uint64(6), np.uint64(63)
 
 
-@intrinsic  # type: ignore[misc]
-def trailing_zeros(_: Any, word: Any) -> Any:
-    """The number of the lowest bit of a uint64 that is not zero, as uint64."""
+@intrinsic
+def _trailing_zeros(_: Any, word: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         del signature
         return builder.cttz(arguments[0], context.get_constant(types.boolean, False))
 
     return types.uint64(types.uint64), generate
+
+
+# The number of the lowest bit of a uint64 that is not zero, as uint64.
+trailing_zeros: Any = _trailing_zeros
 
 
 @jit

@@ -1,6 +1,7 @@
 """Permutations as bits (Section 6): a range coder over the weights that a vector has yet to place.
 
-docs/storage.md has the format. Weights come as their bits, in unsigned integers.
+docs/storage.md has the format. Weights come as their bits, in unsigned integers. `_encode` and
+`_decode` are long because the coder's state, in local variables, is what makes them fast.
 """
 
 import functools
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from p2t_jax._host.kernels import radix as rank
+from p2t_jax._host.kernels import radix
 from p2t_jax._host.kernels.cache import jit
 
 _HALF = np.uint64(32)
@@ -72,12 +73,12 @@ def _rank(row: Any, sorted_row: Any, ranks: Any, words: Any, scratch: Any, count
     shift = np.uint64(max(0, 8 * row.itemsize - 32))
     for i in range(n):
         words[i] = (np.uint64(row[i]) << _HALF) | np.uint64(i)
-    rank._sort(words, scratch, counts)
+    radix.sort_words(words, scratch, counts)
     if shift:  # 64-bit weights: by their lower half, then stably by their upper half
         for i in range(n):
             position = words[i] & _LOW
             words[i] = (np.uint64(row[position]) >> shift << _HALF) | position
-        rank._sort(words, scratch, counts)
+        radix.sort_words(words, scratch, counts)
     for i in range(n):
         position = words[i] & _LOW
         if row[position] != sorted_row[i]:
@@ -210,12 +211,12 @@ def encode_rows(sorted_rows: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.uin
 
     Args:
         sorted_rows: (m, n) C-contiguous unsigned integers, n < 2^31, each row ascending.
-        rows: alike, each row a permutation of the sorted one.
+        rows: Of the same shape and dtype, each row a permutation of the sorted one.
 
     Returns:
-        The words of the code; or the number of the first row that is not such a permutation.
+        The words of the code; or the number of the first row that is not a permutation.
     """
-    # A weight of t takes at most 1 + log2(t) bits, whatever the divisions round away.
+    # A weight of t takes at most 1 + log2(t) bits, including what the divisions round away.
     words = np.empty(rows.size * (rows.shape[1].bit_length() + 1) // 32 + 2, np.uint32)
     size = int(_encode(sorted_rows, rows, words))
     return words[:size] if size > 0 else -1 - size
@@ -225,11 +226,12 @@ def decode_rows(sorted_rows: NDArray[Any], words: NDArray[np.uint32], out: NDArr
     """Write to `out` the rows that `encode_rows` was given; safe with any words.
 
     Args:
-        sorted_rows: as given to `encode_rows`.
-        words: the words of the code.
+        sorted_rows: As given to `encode_rows`.
+        words: The words of the code.
         out: (m, n) C-contiguous, of the same dtype; written.
 
     Returns:
-        False if these are not the words of a code, or too few or many: then `out` is of no use.
+        False if these are not the words of a code, or if there are too few or too many of them.
+        Then `out` is undefined.
     """
     return bool(_decode(sorted_rows, words, out))

@@ -248,9 +248,9 @@ def _find_cycles(
     """
     weight, place, heavier, root = members
     height = clear(words, levels, size)
-    for s in range(size):
-        own = heavier[begin + s]
-        insert(words, own, levels, height, size - 1 - s if own else s)
+    for member in range(size):
+        own = heavier[begin + member]
+        insert(words, own, levels, height, size - 1 - member if own else member)
     for k in range(size):
         s = np.int64(root[begin + k])
         own = heavier[begin + s]

@@ -203,7 +203,7 @@ def sort(block: NDArray[Any], out: NDArray[Any], start: int, stop: int) -> None:
 
 
 def give_ranking(
-    phi: NDArray[Any], theta_sorted: NDArray[Any], out: NDArray[Any], start: int, stop: int
+    theta_sorted: NDArray[Any], phi: NDArray[Any], out: NDArray[Any], start: int, stop: int
 ) -> None:
     """Write sorted vectors, in the ranking of the same vectors of `phi`, to `out` (Section 3.1).
 
@@ -211,9 +211,9 @@ def give_ranking(
     ranking R' itself (`out = theta_sorted[R']`) is never made.
 
     Args:
-        phi: (outer, n, inner) C-contiguous, n < 2^32.
-        theta_sorted: alike, of the same dtype, each vector in ascending order.
-        out: alike; written.
+        theta_sorted: (outer, n, inner) C-contiguous, n < 2^32, each vector in ascending order.
+        phi: of the same shape and dtype.
+        out: of the same shape and dtype; written.
         start: the number of the first vector.
         stop: that behind the last one.
     """

@@ -112,7 +112,7 @@ def order(c: Any, weights: Any, recommendations: Any, scratch: Any) -> Any:
     by_weight, by_size, key, spare, counts = scratch
     for x in range(r.size):
         key[x] = float_key(bits[x], shift, infinity)
-    m = 0
+    m: Any = 0
     for x in range(r.size):
         by_weight[m] = (key[x] & HIGH) | np.uint64(x)
         m += r[x] > 0
@@ -151,9 +151,9 @@ def deal(
     end[:, : subsets + 1] = 0
     for k in range(m):
         end[0, np.uint64(label[by_weight[k] & LOW]) + _ONE] += 1
-    for p in range(subsets):
-        end[0, p + 1] += end[0, p]
-        end[1, p] = end[0, p]
+    for subset in range(subsets):
+        end[0, subset + 1] += end[0, subset]
+        end[1, subset] = end[0, subset]
     for k in range(m):
         x = by_weight[k] & LOW
         p = np.uint64(label[x])
@@ -161,8 +161,8 @@ def deal(
         end[1, p] += 1
         weight[at], place[at], heavier[at] = w[x], x, r[x] < 0
         slot[x] = at
-    for p in range(subsets):
-        end[1, p] = end[0, p]
+    for subset in range(subsets):
+        end[1, subset] = end[0, subset]
     for k in range(m):
         x = by_size[k] & LOW
         p = np.uint64(label[x])

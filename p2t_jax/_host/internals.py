@@ -1,0 +1,182 @@
+"""Every interface of JAX and Numba used here that their documentation does not promise.
+
+Nothing else in the library imports one. Each has a line on what it stands for and what would
+replace it, so that a change in JAX or Numba is mended in this file.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+from numba.core import caching, config
+
+# A callback of `jax.pure_callback` waits for copies of its operands, made on the threads that the
+# callbacks of several CPU devices occupy. Before JAX 0.12 a programme on several CPU devices can
+# hang there. Remove, with `direct_callback`, once JAX 0.12 is the oldest supported.
+CALLBACKS_CAN_HANG = jax.__version_info__ < (0, 12)
+
+
+class Placement:
+    """On how many devices, and of what kind, a programme that is being lowered will run.
+
+    Stands for: the context of a lowering rule. Replaced by: a public way to choose by the number
+    of devices, as `jax.lax.platform_dependent` chooses by their kind.
+
+    Attributes:
+        devices: how many devices the programme runs on.
+        per_device: whether the programme is one device's own: on one device, in `pmap`, or in
+            `shard_map` over all axes of the mesh. If not, XLA will partition it.
+    """
+
+    def __init__(self, context: Any):
+        axis_context: Any = context.module_context.axis_context
+        if isinstance(axis_context, mlir.SPMDAxisContext):
+            self.per_device = axis_context.manual_axes == frozenset(axis_context.mesh.axis_names)
+            self.devices: int = axis_context.mesh.size
+        else:
+            self.devices = axis_context.num_devices
+            self.per_device = self.devices == 1
+
+
+def primitive(
+    name: str,
+    abstract_eval: Callable[..., Any],
+    batch: Callable[..., Any],
+    lower: Callable[..., Callable[..., Sequence[Any]]],
+    static: Sequence[str],
+) -> Primitive:
+    """An operation that chooses how it is carried out when the programme is lowered.
+
+    Stands for: `jax.extend.core.Primitive` and the tables of `jax.interpreters`. Replaced by: a
+    public choice at lowering, see `Placement`.
+
+    Args:
+        name: the name in jaxprs.
+        abstract_eval: from the types of the operands and the parameters to those of the results.
+        batch: (operands with the mapped axis first, parameters) to results likewise.
+        lower: (placement, platform is a CPU, types of the operands, parameters) to a JAX function
+            of the operands.
+        static: the names of the parameters.
+
+    Returns:
+        The primitive. `bind` takes arrays and the parameters, and returns a list of arrays.
+    """
+    new = Primitive(name)
+    new.multiple_results = True
+    new.def_abstract_eval(abstract_eval)
+    compiled = jax.jit(new.bind, static_argnames=tuple(static))
+
+    def implement(*args: Any, **params: Any) -> Any:
+        with jax.disable_jit(False):  # or it would come back here
+            return compiled(*args, **params)
+
+    new.def_impl(implement)
+
+    def batcher(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+        size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+        args = [batching.bdim_at_front(x, d, size) for x, d in zip(args, dims, strict=True)]
+        results = batch(*args, **params)
+        return results, [0] * len(results)
+
+    batching.primitive_batchers[new] = batcher
+
+    def lowering(on_cpu: bool) -> Callable[..., Any]:
+        def rule(context: Any, *args: Any, **params: Any) -> Any:
+            way = lower(Placement(context), on_cpu, context.avals_in, **params)
+            return mlir.lower_fun(way, multiple_results=True)(context, *args)
+
+        return rule
+
+    # Not cached: the results depend on where the programme runs, which is not part of the key.
+    mlir.register_lowering(new, lowering(False), cacheable=False)
+    mlir.register_lowering(new, lowering(True), platform="cpu", cacheable=False)
+    return new
+
+
+def direct_callback(
+    callback: Callable[..., Sequence[Any]], types: Sequence[Any], *args: jax.Array
+) -> list[jax.Array]:
+    """A callback that is handed XLA's own buffers, where `jax.pure_callback` could hang.
+
+    Stands for: what `jax.pure_callback` lowers to. Replaced by: `jax.pure_callback`.
+    """
+    results: list[jax.Array] = _direct_callback_p.bind(
+        *args, callback=callback, types=tuple((x.shape, x.dtype) for x in types)
+    )
+    return results
+
+
+_direct_callback_p = Primitive("direct_callback")
+_direct_callback_p.multiple_results = True
+_direct_callback_p.def_abstract_eval(
+    lambda *avals, callback, types: [avals[0].update(shape=s, dtype=d) for s, d in types]
+)
+
+
+def _lower_direct_callback(context: Any, *args: Any, callback: Any, types: Any) -> Any:
+    del types
+    results, _, _ = mlir.emit_python_callback(
+        context, callback, None, args, context.avals_in, context.avals_out, has_side_effect=False
+    )
+    return results
+
+
+mlir.register_lowering(_direct_callback_p, _lower_direct_callback, cacheable=False)
+
+
+def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:
+    """`array`, varying over the axes of a `shard_map` over which the others vary, too.
+
+    Stands for: the axes in a type, whose attribute has another name in every few versions of JAX.
+    Replaced by: `jax.typeof(x).vma`.
+    """
+    axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in others))
+    missing = tuple(axes - jax.typeof(array).manual_axis_type.varying)
+    return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+
+class _CacheFile(caching.IndexDataCacheFile):
+    """The compiled code of a kernel, one file for each combination of dtypes.
+
+    Numba numbers these files, and names them in an index before it writes them. Two processes that
+    compile a kernel for different dtypes at the same time (parallel tests, the processes of a
+    cluster) can give their files the same name, and one of them then runs what the other compiled.
+    So here a file is named after its content and written before it is in the index.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        """Writes what was compiled for `key`."""
+        digest = hashlib.sha256(repr((self._source_stamp, key)).encode()).hexdigest()
+        name = self._data_name(int(digest[:12], 16))
+        self._save_data(name, data)
+        self._save_index(self._load_index() | {key: name})
+
+
+def use_safe_cache(dispatcher: Any) -> None:
+    """Makes Numba's cache on disk safe for several processes.
+
+    Stands for: a private class of Numba, left alone where it is missing. Replaced by: a mended
+    `numba.njit(cache=True)`.
+    """
+    file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if type(file) is caching.IndexDataCacheFile:
+        file.__class__ = _CacheFile
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Lets Numba compile under NUMBA_DISABLE_JIT, too: the kernels use more than Python has.
+
+    Stands for: the module behind Numba's environment variables. Replaced by: an option of
+    `numba.njit`.
+    """
+    settings: Any = config
+    disabled, settings.DISABLE_JIT = settings.DISABLE_JIT, 0
+    try:
+        yield
+    finally:
+        settings.DISABLE_JIT = disabled

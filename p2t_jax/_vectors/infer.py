@@ -1,0 +1,155 @@
+"""The weight vectors of a network, read off its computation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from p2t_jax._vectors import origins
+from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
+from p2t_jax._vectors.flow import Flow
+from p2t_jax._vectors.match import VectorSpec, axes_of, pair
+from p2t_jax._vectors.paths import is_box, named_leaves
+from p2t_jax._vectors.uses import Use
+
+
+def infer_vectors(
+    fn: Callable[..., Any], params: Any, *inputs: Any, otherwise: VectorSpec | None = None
+) -> Any:
+    """Reads off a network which axes of its parameters are the incoming weights of one neuron.
+
+    Traces `fn(params, *inputs)`, without computing anything, and follows every parameter to where
+    it first meets something that depends on `inputs`. Its weight vectors run along the axes that
+    are summed over there, in a matrix product, a ragged product or a convolution (Section 1.1).
+    A parameter that is looked up, or added or multiplied element by element, has none.
+
+    Parameters are followed through reshapes, transposes, casts, slices, padding, concatenation,
+    masks, products with other parameters, and into scans, loops, branches, remat and jit. What is
+    not clear is asked, in one error: contradicting uses, no use, parameters that only meet each
+    other, operations that are not known.
+
+    Args:
+        fn: the forward pass or the loss, `fn(params, *inputs)`, of any framework.
+        params: the parameters: arrays, or anything with their shapes and dtypes.
+        *inputs: what a training step gives it: arrays or `jax.ShapeDtypeStruct`s, in any pytrees.
+            Other leaves (bool, str, None) are handed on as they are. Random numbers and constants
+            do not count as inputs.
+        otherwise: answers for parameters that the network leaves open: a rule, its name, or a tree
+            of axes, see `laperm`.
+
+    Returns:
+        A tree like `params`, with a tuple of axes or None for each: plain data to print, edit, save
+        and pass as `vectors`.
+
+    Raises:
+        ValueError: If a parameter's use does not tell its axes, and `otherwise` does not either.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, p2t_jax as p2t
+        >>> params = {"dense": {"w": jnp.ones((3, 4)), "b": jnp.ones(3)}}  # outputs first
+        >>> def fn(params, x):
+        ...     return jax.nn.relu(x @ params["dense"]["w"].T + params["dense"]["b"])
+        >>> p2t.infer_vectors(fn, params, jax.ShapeDtypeStruct((8, 4), "float32"))
+        {'dense': {'b': None, 'w': (1,)}}
+    """
+    leaves = named_leaves(params)
+    uses = _trace(fn, params, inputs)
+    fallback = (
+        [None] * len(leaves)
+        if otherwise is None
+        else [spec for *_, spec in pair(otherwise, params)]
+    )
+    found: list[tuple[int, ...] | None] = []
+    unknown = []
+    for i, ((path, leaf), spec) in enumerate(zip(leaves, fallback, strict=True)):
+        answer = _decided(leaf, uses.get(i, []))
+        if not isinstance(answer, str):
+            found.append(answer)
+            continue
+        try:
+            if otherwise is None:
+                raise UnknownVectorsError("infer_vectors", path, leaf, answer)
+            found.append(axes_of(spec, path, leaf))
+        except UnknownVectorsError:
+            unknown.append(Unknown(path, tuple(leaf.shape), answer))
+    if unknown:
+        raise ValueError(question("the network does not tell", unknown, None))
+    return _unflatten(params, found)
+
+
+def _trace(fn: Callable[..., Any], params: Any, inputs: Any) -> dict[int, list[Use]]:
+    """The uses of the parameters, by their index among the leaves."""
+    (leaves, treedef), (data, inputs_def) = jax.tree.flatten(params), jax.tree.flatten(inputs)
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
+    traced = {i: leaf for i, leaf in enumerate(data) if _is_array(leaf)}
+
+    def flat(arrays: dict[int, Any], traced: dict[int, Any]) -> Any:
+        return fn(
+            jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]),
+            *jax.tree.unflatten(inputs_def, [traced.get(i, leaf) for i, leaf in enumerate(data)]),
+        )
+
+    closed = jax.make_jaxpr(flat)(arrays, traced)
+    values = [
+        origins.Value(False, ((i, origins.parameter(leaf.shape)),))
+        if _is_parameter(leaf)
+        else origins.CONSTANT
+        for i, leaf in sorted(arrays.items())
+    ]
+    flow = Flow()
+    outs = flow.run(closed, values + [origins.DATA] * len(traced))
+    for value in outs:
+        flow.uses.ended(value)
+    uses: dict[int, list[Use]] = {}
+    for use in flow.uses.found:
+        uses.setdefault(use.parameter, []).append(use)
+    return uses
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _is_parameter(leaf: Any) -> bool:
+    """Scalars have no axes, and integers are no weights."""
+    return _is_array(leaf) and np.ndim(leaf) > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _decided(leaf: Any, uses: list[Use]) -> tuple[int, ...] | str | None:
+    """The axes of a parameter from its uses, or the reason why they are not known."""
+    if not _is_parameter(leaf):
+        return None
+    unclear = sorted({use.why for use in uses if use.kind == "unclear"})
+    if unclear:
+        return "; ".join(unclear)
+    axes = {use.axes for use in uses if use.kind == "contracted"}
+    # Whether an axis of size 1 belongs to a vector makes no difference.
+    different = {tuple(a for a in those if leaf.shape[a] != 1) for those in axes}
+    elementwise = any(use.kind == "elementwise" for use in uses)
+    if len(different) > 1:
+        return f"it is contracted along axes {' and '.join(map(str, sorted(different)))}"
+    if axes and elementwise:
+        return (
+            f"it is contracted along axes {min(axes)}, and also looked up, added or multiplied "
+            "elementwise"
+        )
+    if axes:
+        return max(axes, key=len)
+    if elementwise:
+        return None
+    indirect = sorted({use.why for use in uses})
+    return "; ".join(indirect) or "it meets nothing that depends on the inputs"
+
+
+def _unflatten(params: Any, axes: list[tuple[int, ...] | None]) -> Any:
+    """Axes in the structure of the parameters, without the boxes around them."""
+    nodes, treedef = jax.tree.flatten(params, is_leaf=is_box)
+    rest = iter(axes)
+    found = []
+    for node in nodes:
+        inside, below = jax.tree.flatten(node)
+        those = [next(rest) for _ in inside]
+        found.append(those[0] if len(those) == 1 else jax.tree.unflatten(below, those))
+    return jax.tree.unflatten(treedef, found)

@@ -1,0 +1,191 @@
+"""What is known of a value in a traced program.
+
+That is whether it depends on the inputs, and how its dimensions come from the axes of parameters.
+A dimension is made of `Part`s of axes, the first varying slowest. Reshaping splits an axis of size
+n into parts (its index is `stride * i + j`) and merges them again; the axis is whole where all of
+its parts are.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+
+class Part(NamedTuple):
+    """The digit `(index // stride) % size` of the index along an axis; size 0: not all of it."""
+
+    axis: int
+    stride: int
+    size: int
+    total: int
+
+
+Dims: TypeAlias = tuple[tuple[Part, ...], ...]
+
+# How a value is made of a parameter. These depend on the parameters alone:
+DIRECT = "direct"  # element by element
+GAIN = "gain"  # element by element, but broadcast along axes that another parameter has
+MIXED = "mixed"  # in a way that does not follow its axes
+# and these on the inputs, too; what it is used for decides:
+PRODUCT = "product"  # multiplied by something
+SUMMED = "summed"  # a slice of it, multiplied by something, as one term of a sum
+LOOKED_UP = "looked up"  # some of its rows
+CHOSEN = "chosen"  # it or another, as a condition says
+JOINED = "joined"  # next to something
+CONDITIONAL = (PRODUCT, SUMMED, LOOKED_UP, CHOSEN, JOINED)
+
+
+class Origin(NamedTuple):
+    """How a value is made of one parameter.
+
+    Attributes:
+        kind: one of the words above.
+        dims: for each dimension, the parts of the parameter's axes that it is made of.
+        slices: which slices of the parameter it is, where it is not all of it.
+        why: for MIXED, what it went through.
+    """
+
+    kind: str
+    dims: Dims
+    slices: tuple[str, ...] = ()
+    why: str = ""
+
+    def mapped(self, change: Callable[[Dims], Dims]) -> "Origin":
+        """The origin with other dimensions."""
+        return self if self.kind == MIXED else self._replace(dims=change(self.dims))
+
+
+class Value(NamedTuple):
+    """What is known of a value: whether it depends on the inputs, and its origins by parameter.
+
+    A parameter is its index. Negative numbers stand for what is followed in the same way: numbers
+    0 to n - 1 along a dimension (IOTA), integers that are the same along one (FLAT), and numbers
+    of which one along a dimension is not zero (ONE_HOT).
+    """
+
+    depends: bool
+    origins: tuple[tuple[int, Origin], ...] = ()
+
+    def mapped(self, change: Callable[[Dims], Dims]) -> "Value":
+        """The value with other dimensions."""
+        if not self.origins:
+            return self
+        return self._replace(origins=tuple((p, o.mapped(change)) for p, o in self.origins))
+
+    @property
+    def parameters(self) -> list[tuple[int, Origin]]:
+        """The origins in parameters."""
+        return [(p, o) for p, o in self.origins if p >= 0]
+
+    def dim_of(self, pseudo: int) -> Dims:
+        """The dimensions of IOTA, FLAT or ONE_HOT; none where it is not that."""
+        return next((o.dims for p, o in self.origins if p == pseudo), ())
+
+
+FLAT, IOTA, ONE_HOT = -3, -2, -1
+CONSTANT, DATA = Value(False), Value(True)
+
+
+def mixed(why: str) -> Origin:
+    """An origin whose axes are lost."""
+    return Origin(MIXED, (), why=why)
+
+
+def parameter(shape: Sequence[int]) -> Origin:
+    """A parameter as it is."""
+    return Origin(DIRECT, tuple((Part(a, 1, n, n),) for a, n in enumerate(shape)))
+
+
+def cut(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """A dimension that has not all of its axes."""
+    return tuple(Part(axis, 0, 0, 0) for axis in sorted({part.axis for part in parts}))
+
+
+def whole_axes(parts: Sequence[Part]) -> tuple[set[int], set[int]]:
+    """The axes that are whole, and those that are there in part."""
+    axes: dict[int, set[Part]] = {}
+    for part in parts:
+        axes.setdefault(part.axis, set()).add(part)
+    whole = {
+        axis
+        for axis, those in axes.items()
+        if all(p.stride for p in those)
+        and math.prod(p.size for p in those) == next(iter(those)).total
+    }
+    return whole, axes.keys() - whole
+
+
+def reshaped(old: Sequence[int], new: Sequence[int]) -> Callable[[Dims], Dims]:
+    """What a reshape does to dimensions."""
+    if 0 in old:
+        return lambda dims: (cut([part for parts in dims for part in parts]),) * len(new)
+    groups = _groups(old, new)
+
+    def change(dims: Dims) -> Dims:
+        out: list[tuple[Part, ...]] = [()] * len(new)
+        for before, after in groups:
+            sizes = [new[i] for i in after]
+            parts = _split([(old[i], dims[i]) for i in before], sizes)
+            for i, those in zip(after, parts, strict=True):
+                out[i] = those
+        return tuple(out)
+
+    return change
+
+
+def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The least groups of old and new dimensions that have the same elements."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        before, after = [], []
+        if i < len(old) and j < len(new) and old[i] == new[j]:
+            before, after, i, j = [i], [j], i + 1, j + 1
+        elif i < len(old) and old[i] == 1:
+            before, i = [i], i + 1
+        elif j < len(new) and new[j] == 1:
+            after, j = [j], j + 1
+        else:
+            a = b = 1
+            while not before or a != b:
+                if a <= b:
+                    a, before, i = a * old[i], [*before, i], i + 1
+                else:
+                    b, after, j = b * new[j], [*after, j], j + 1
+        groups.append((before, after))
+    return groups
+
+
+def _split(before: list[tuple[int, tuple[Part, ...]]], sizes: list[int]) -> list[tuple[Part, ...]]:
+    """Shares the parts of some dimensions among dimensions of other sizes."""
+    digits: list[tuple[int, Part | None]] = []
+    exact = True
+    for size, parts in before:
+        if not parts:
+            digits.append((size, None))
+            continue
+        exact &= math.prod(part.size for part in parts) == size and all(p.stride for p in parts)
+        digits += [(part.size, part) for part in parts]
+    everything = [part for _, parts in before for part in parts]
+    if len(sizes) == 1:
+        return [tuple(everything)]
+    if not sizes:
+        return []
+    found: list[tuple[Part, ...]] = []
+    for size in sizes if exact else []:
+        here: list[Part] = []
+        while size > 1 and digits:
+            n, part = digits.pop(0)
+            taken = n if size % n == 0 else size if n % size == 0 else 0
+            if not taken:
+                return [cut(everything)] * len(sizes)
+            rest = n // taken
+            if part is not None:
+                here.append(part._replace(stride=part.stride * rest, size=taken))
+            if rest > 1:
+                digits.insert(0, (rest, part and part._replace(size=rest)))
+            size //= taken
+        found.append(tuple(here))
+    if exact and digits:  # of size 1
+        found[-1] += tuple(part for _, part in digits if part is not None)
+    return found if exact else [cut(everything)] * len(sizes)

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import p2t_jax as p2t
+from p2t_jax import plots
 
 BATCH = 64
 EVALUATE_EVERY = 20
@@ -28,8 +29,6 @@ OPTIMIZERS = {
     "LAPerm": p2t.laperm(optax.adam(1e-3), sync_period=20),
     "SGPerm": p2t.sgperm(key=0),
 }
-# Okabe and Ito's colours, which the colour-blind can tell apart too.
-COLORS = {"Adam": "#0072B2", "LAPerm": "#D55E00", "SGPerm": "#009E73"}
 
 
 class MLP(nn.Module):
@@ -96,7 +95,7 @@ def draw(results, initial_params, path):
     curves, *profiles = axs.values()
     for name, (_, curve, _) in results.items():
         steps, accuracies = np.transpose(curve)
-        curves.plot(steps, 1 - accuracies, label=name, color=COLORS[name])
+        curves.plot(steps, 1 - accuracies, label=name, color=plots.COLORS[name])
     ticks = FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1])
     curves.set(
         title="(a) learning curves", xlabel="mini-batches", ylabel="test error", yscale="log"
@@ -108,7 +107,7 @@ def draw(results, initial_params, path):
     curves.legend()
 
     for ax, letter, (name, (params, _, _)) in zip(profiles, "bcd", results.items(), strict=True):
-        ax.plot(profile(params), ".", color=COLORS[name], label=f"after {name}")
+        ax.plot(profile(params), ".", color=plots.COLORS[name], label=f"after {name}")
         ax.plot(profile(initial_params), "k-", linewidth=1, label="before training")
         ax.set(title=f"({letter}) {name}", xlabel="rank")
         ax.sharey(profiles[0])

@@ -116,7 +116,13 @@ SCRIPTS = {
     "fully_connected": [
         f"{name}, {optimizer}"
         for name in ("MNIST", "Fashion-MNIST")
-        for optimizer in ("SGPerm", "SGPerm, searched", "Adam", "Adam, searched")
+        for optimizer in (
+            "SGPerm",
+            "SGPerm, smallest",
+            "SGPerm, searched",
+            "Adam",
+            "Adam, searched",
+        )
     ],
     "rewiring": [
         "LAPerm, k = 30",

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import p2t_jax as p2t
 from common import data, figures, models, training
-from common.algorithm_1 import every_weight_and_bias, sgperm
+from common.algorithm_1 import VECTORS, sgperm
 from common.experiment import Experiment, mnist, parser, versions
 from common.records import Record, spread, table
 
@@ -27,7 +27,7 @@ FINALISTS, FINAL_SEEDS = 5, (0, 1, 2)
 THE_PAPERS = {
     "alpha_0": 0.07, "alpha_min": 0.005, "beta_1": 0.985,
     "lambda_0": 0.05, "lambda_max": 0.1, "beta_2": 1 / 0.995,
-    "momentum": 0.9,
+    "momentum": 0.9, "lower": "mean",
 }  # fmt: skip
 ADAM = {"rate": 1e-3, "last_rate": 1e-3, "b1": 0.9}
 CYCLES_AT = [1, 10, 100, 800]  # the mini-batches whose permutations are looked at
@@ -54,6 +54,7 @@ def between(rng, low, high):
 def random_sgperm(rng):
     lambda_0 = between(rng, 0.01, 0.3)
     return {
+        "lower": str(rng.choice(["mean", "smallest"])),
         "alpha_0": between(rng, 0.03, 0.5),
         "alpha_min": between(rng, 0.0005, 0.02),
         "beta_1": round(1 - between(rng, 0.002, 0.05), 5),
@@ -136,6 +137,7 @@ def runs():
     of = {name: winner(searched, name)["hyperparameters"] for name in OPTIMIZERS}
     return {
         "SGPerm": ("SGPerm", THE_PAPERS),
+        "SGPerm, smallest": ("SGPerm", THE_PAPERS | {"lower": "smallest"}),
         "SGPerm, searched": ("SGPerm", of["SGPerm"]),
         "Adam": ("Adam", ADAM),
         "Adam, searched": ("Adam", of["Adam"]),
@@ -158,7 +160,7 @@ def main():
                 tx = OPTIMIZERS[optimizer](seed, **hyperparameters)
                 experiment.fit(
                     f"{title}, {run}", network(), tx, images, seed,
-                    evaluate_at=evaluate_at, vectors=every_weight_and_bias,
+                    evaluate_at=evaluate_at, vectors=VECTORS,
                 )  # fmt: skip
     images = mnist(data.load("mnist", options.data_dir))
     experiment.finish({"cycles": cycles(images, [1, 10] if options.short else CYCLES_AT)})
@@ -177,8 +179,10 @@ def cycles(images, steps):
                 args = (images.train_images, images.train_labels, part, jax.random.key(0))
                 state, _ = chunk(state, *args)
         after = training.exact(state.params, state.opt_state)
-        sources = p2t.permutations.permutation_of(after, before, vectors=every_weight_and_bias)
-        lengths = [np.ravel(p2t.permutations.cycle_lengths(source)) for source in jax.tree.leaves(sources)]
+        sources = p2t.permutations.permutation_of(after, before, vectors=VECTORS)
+        lengths = [
+            np.ravel(p2t.permutations.cycle_lengths(source)) for source in jax.tree.leaves(sources)
+        ]
         weights = np.bincount(np.concatenate(lengths))  # by the length of their cycle; 0, 1: none
         counts = weights[2:] // np.arange(2, len(weights))
         found[str(step)] = {"weights moved": round(1 - weights[1] / weights.sum(), 4),
@@ -213,7 +217,7 @@ def search_table(record):
                 str(len(trials)),
                 spread([*trials[0]["accuracy"].values()]),
                 spread([*best["accuracy"].values()]),
-                ", ".join(f"{what} {value:g}" for what, value in best["hyperparameters"].items()),
+                ", ".join(f"{what} {value}" for what, value in best["hyperparameters"].items()),
             ]
         )
     header = ["", "trials", "the paper's", "the best", "its hyperparameters"]
@@ -249,6 +253,7 @@ def draw(record: Record):
     figure, axs = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     styles = {
         "SGPerm": ("--", "SGPerm (the paper's hyperparameters)"),
+        "SGPerm, smallest": (":", "SGPerm (the same, lower = smallest)"),
         "SGPerm, searched": ("-", "SGPerm (searched)"),
         "Adam": ("--", "Adam (1e-3)"),
         "Adam, searched": ("-", "Adam (searched)"),

@@ -15,6 +15,7 @@ import p2t_jax as p2t
 from common import data, figures, models, training
 from common.experiment import Experiment, mnist, parser
 from common.records import Record, spread, table
+from p2t_jax import plots
 
 SYNC_PERIOD = 20
 PROFILES = {
@@ -76,7 +77,7 @@ def draw(record: Record):
     names = [*PROFILES, TRAINED, ADAM]
     for row, name in enumerate(names):
         optimizer = "Adam" if name == ADAM else "LAPerm"
-        color, accuracy = figures.COLORS[optimizer], record.last(name)
+        color, accuracy = plots.COLORS[optimizer], record.last(name)
         label = f"{optimizer}, seeds and mean" if name in (NORMAL, ADAM) else None
         style = {"color": color, "alpha": 0.6, "markersize": 5, "label": label}
         ax.plot(accuracy, [row] * len(accuracy), "o", **style)

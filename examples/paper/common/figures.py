@@ -7,9 +7,6 @@ import matplotlib.ticker as ticker
 from common.records import Record
 from p2t_jax import plots
 
-# Okabe and Ito's colours, which the colour-blind can tell apart too.
-COLORS = {"Adam": "#0072B2", "LAPerm": "#D55E00", "SGPerm": "#009E73"}
-
 
 def percent(axis: Any, decimals: int = 0) -> None:
     """Write the ticks of an axis as percentages."""
@@ -22,7 +19,7 @@ def band(
 ) -> None:  # fmt: skip
     """Draw the test accuracy (or error) of several runs: their mean, and a min-max band."""
     values = 1 - accuracy if error else accuracy
-    plots.learning_curve(batches, values, label=label, ax=ax, color=COLORS[color], **style)
+    plots.learning_curve(batches, values, label=label, ax=ax, color=plots.COLORS[color], **style)
     ax.set_ylabel("test error" if error else "test accuracy")
 
 
@@ -46,4 +43,6 @@ def error_axis(ax: Any, low: float, high: float) -> None:
 
 def paper_line(ax: Any, value: float, label: str, color: str = "black") -> None:
     """The paper's number, as a dotted line."""
-    ax.axhline(value, color=COLORS.get(color, color), linestyle=":", linewidth=1.2, label=label)
+    ax.axhline(
+        value, color=plots.COLORS.get(color, color), linestyle=":", linewidth=1.2, label=label
+    )

@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, set before JAX is imported; and faster compilation for some."""
+"""Eight CPU devices for every test, set before JAX is imported; and the fixtures of the suite."""
 
 import os
 
@@ -10,13 +10,30 @@ os.environ["XLA_FLAGS"] = (
 )
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name.startswith("test_paper_"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="module")
 def compile_fast():
     """For modules whose time is nearly all XLA's: it leaves out the expensive passes."""
-    import jax
+    import helpers
 
-    name = "jax_disable_most_optimizations"
-    old = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, old)
+    with helpers.config("jax_disable_most_optimizations", True):
+        yield
+
+
+@pytest.fixture(params=["laperm", "sgperm"])
+def name(request):
+    """Runs a test once for each optimizer: a name in `helpers.OPTIMIZERS`."""
+    return request.param
+
+
+@pytest.fixture
+def host_calls(monkeypatch):
+    """A list of the calls of the host from now on: see `helpers.spy_on_the_host`."""
+    import helpers
+
+    return helpers.spy_on_the_host(monkeypatch)

@@ -1,103 +1,69 @@
-"""Many devices: the same parameters to the bit, on whatever devices and however they lie there.
+"""Many devices: the same parameters to the bit, on whatever devices and in whatever layout.
 
-Where no weight vector is split, synchronizing needs no communication; where the programme runs
-device by device (pmap, shard_map), each ranks its own vectors on the host.
+Where no weight vector is split, LAPerm's synchronization needs no communication. Where a programme
+runs device by device (pmap, shard_map), each device calls the host itself; where XLA partitions it,
+SGPerm gives each device its share of the vectors.
 """
 
 import contextlib
+import functools
 import os
-import re
 import socket
 import subprocess
 import sys
-from collections import Counter
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import distributed_worker as run
+import distributed_worker
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from helpers import GRADS, OPTIMIZERS, PARAMS, STEPS, TX, assert_identical, expected, member, shares
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from layouts import (
+    AUTO,
+    DEVICES,
+    EXPLICIT,
+    LAYOUTS,
+    WHOLE,
+    assert_same_shardings,
+    collectives,
+    make_mesh,
+    put,
+    state_specs,
+    whole,
+)
 
 import p2t_jax as p2t
-from p2t_jax._host.kernels import radix as rank
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 ROOT = Path(__file__).parents[1]
-COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-|reduce-scatter"
-CALLBACK = "xla_ffi_python_cpu_callback"
-
-# A mesh, and where the kernels lie on it.
-LAYOUTS: dict[str, tuple[dict[str, int], Any]] = {
-    "replicated": ({"x": 8}, lambda w: P()),
-    "whole": ({"x": 8}, run.whole),
-    "whole on x": ({"x": 4, "y": 2}, run.whole),
-    "split": ({"x": 8}, run.split),
-    "split and shared": ({"x": 4, "y": 2}, partial(run.split, inputs="y", outputs="x")),
-}
-WHOLE = ("replicated", "whole", "whole on x")  # no weight vector is split
-AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 
 
-def make_mesh(shape: dict[str, int], kind: AxisType = AUTO) -> Any:
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(kind,) * len(shape))
+def step_of(tx):
+    return functools.partial(helpers.step, tx=tx)
 
 
-def put(tree: Any, mesh: Any, specs: Any) -> Any:
-    return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs)
+def in_context(mesh, kind):
+    """Explicit axes ask for their mesh in context."""
+    return jax.set_mesh(mesh) if kind == EXPLICIT else contextlib.nullcontext()
 
 
-def collectives(compiled: Any) -> list[str]:
-    return re.findall(COLLECTIVES, compiled.as_text())
+def expected_calls(name, parts=1, devices=DEVICES):
+    """Of the host, over the whole run, if each device has 1 / parts of the vectors."""
+    times = STEPS if name == "sgperm" else STEPS // 3
+    return [shares(parts)] * devices * times
 
 
-def assert_identical(tree: Any, expected: Any) -> None:
-    """The same bits: not -0.0 for 0.0, not another dtype."""
-    assert jax.tree.structure(tree) == jax.tree.structure(expected)
-    for a, b in zip(*map(jax.tree.leaves, (tree, expected)), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        np.testing.assert_array_equal(*(np.asarray(x).reshape(-1).view(np.uint8) for x in (a, b)))
-
-
-def assert_same_shardings(tree: Any, expected: Any) -> None:
-    for a, b in zip(*map(jax.tree.leaves, (tree, expected)), strict=True):
-        assert a.sharding.is_equivalent_to(b.sharding, a.ndim), f"{a.sharding} != {b.sharding}"
-
-
-@pytest.fixture(scope="module")
-def single() -> tuple[Any, Any]:
-    """Parameters and their permutation after the run on one device."""
-    params, state = run.train(jax.jit(run.step), run.PARAMS, run.TX.init(run.PARAMS), run.GRADS)
-    return params, p2t.permuted_params(state, params)
-
-
-@pytest.fixture
-def host_rows(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The shapes of the rows that each call on the host is given to synchronize."""
-    shapes: list[tuple[int, int]] = []
-    kernel = rank.synchronize_rows
-
-    def spy(phi: Any, *args: Any) -> None:
-        if phi.shape != (1, 1):  # compiling, before the first step
-            shapes.append(phi.shape)
-        kernel(phi, *args)
-
-    monkeypatch.setattr(rank, "synchronize_rows", spy)
-    return shapes
-
-
-def rows_of(w: Any, parts: int = 1) -> tuple[int, int]:
-    return w.shape[-1] // parts, w.size // w.shape[-1]
-
-
-def expected_rows(devices: int, parts: int) -> Counter[tuple[int, int]]:
-    """Those that steps 3 and 6 synchronize, if each device has 1 / parts of every kernel."""
-    kernels = [w for w in jax.tree.leaves(run.PARAMS) if w.ndim > 1]
-    return Counter([rows_of(w, parts) for w in kernels] * devices * 2)
+@pytest.fixture(autouse=True)
+def _before_spying(request):
+    """The run that all are compared with is not counted."""
+    if "name" in request.fixturenames:
+        expected(request.getfixturevalue("name"))
 
 
 # jit, over a mesh
@@ -105,62 +71,77 @@ def expected_rows(devices: int, parts: int) -> Counter[tuple[int, int]]:
 
 @pytest.mark.parametrize(
     ("mode", "layout"),
-    [("auto", layout) for layout in LAYOUTS]
-    + [("auto, mesh in context", layout) for layout in ("whole", "split")]
-    + [("explicit", layout) for layout in ("whole on x", "split and shared")],
+    [
+        ("auto", "replicated"),
+        ("auto", "whole on x"),
+        ("auto", "split"),
+        ("auto, mesh in context", "whole"),
+        ("auto, mesh in context", "split and shared"),
+        ("explicit", "whole on x"),
+        ("explicit", "split and shared"),
+    ],
 )
-def test_jit_over_a_mesh(mode: str, layout: str, single: Any) -> None:
+def test_jit_over_a_mesh(mode, layout, name, host_calls):
     shape, spec = LAYOUTS[layout]
-    mesh = make_mesh(shape, EXPLICIT if mode == "explicit" else AUTO)
-    specs = jax.tree.map(spec, run.PARAMS)
+    mesh, tx = make_mesh(shape, EXPLICIT if mode == "explicit" else AUTO), TX[name]
+    specs = jax.tree.map(spec, PARAMS)
     with contextlib.nullcontext() if mode == "auto" else jax.set_mesh(mesh):
-        initial = put(run.PARAMS, mesh, specs)
-        first = put(run.TX.init(run.PARAMS), mesh, run.state_specs(specs))
-        grads = put(run.member(run.GRADS, 0), mesh, specs)
-        step = jax.jit(run.step).lower(initial, first, grads).compile()
-        params, state = run.train(
-            lambda p, s, g: step(p, s, put(g, mesh, specs)), initial, first, run.GRADS
+        initial = put(PARAMS, mesh, specs)
+        first = put(tx.init(PARAMS), mesh, state_specs(specs, tx))
+        grads = put(member(GRADS, 0), mesh, specs)
+        out = None
+        if name == "sgperm" and mode != "explicit":
+            # With auto axes XLA chooses the layout of what a host call has made, if nobody else.
+            out = jax.tree.map(lambda x: x.sharding, (initial, first))
+        step = jax.jit(step_of(tx), out_shardings=out).lower(initial, first, grads).compile()
+        host_calls.clear()
+        params, state = helpers.train(
+            lambda p, s, g: step(p, s, put(g, mesh, specs)), initial, first
         )
-    assert_identical(params, single[0])
+    assert_identical(params, expected(name)[0])
     assert_same_shardings((params, state), (initial, first))
     if mode == "explicit":
         assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, first)
-    # A callback would gather everything on one device.
-    assert CALLBACK not in step.as_text()
-    # Where vectors are split there must be some, or this test would not know one.
-    assert bool(collectives(step)) == (layout not in WHOLE)
+    if name == "laperm":
+        # A callback would gather everything on one device.
+        assert not host_calls
+        assert helpers.CALLBACK not in step.as_text()
+        # Where vectors are split there must be some, or this test would not know one.
+        assert bool(collectives(step)) == (layout not in WHOLE)
+    else:
+        assert host_calls == expected_calls(name, parts=8)
 
 
 @pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
-@pytest.mark.parametrize("layout", ["replicated", "whole on x"])
-def test_init_keeps_shardings(layout: str, kind: AxisType) -> None:
-    shape, spec = LAYOUTS[layout]
-    mesh = make_mesh(shape, kind)
-    with jax.set_mesh(mesh) if kind == EXPLICIT else contextlib.nullcontext():
-        params = put(run.PARAMS, mesh, jax.tree.map(spec, run.PARAMS))
-        compiled = jax.jit(run.TX.init).lower(params).compile()
-        for state in (run.TX.init(params), compiled(params)):
-            assert_same_shardings(state[1].theta_sorted, params)
-            assert_identical(state, run.TX.init(run.PARAMS))
+def test_init_keeps_shardings(kind, name):
+    mesh, tx = make_mesh({"x": 4, "y": 2}, kind), TX[name]
+    with in_context(mesh, kind):
+        params = put(PARAMS, mesh, jax.tree.map(whole, PARAMS))
+        compiled = jax.jit(tx.init).lower(params).compile()
+        for state in (tx.init(params), compiled(params)):
+            weights = optax.tree.get(state, helpers.WEIGHTS_NAMES[name])
+            assert_same_shardings(weights, params)
+            assert_identical(state, tx.init(PARAMS))
     assert not collectives(compiled)
 
 
 @pytest.mark.parametrize(
     ("layout", "kind"), [("whole on x", AUTO), ("whole on x", EXPLICIT), ("split", AUTO)]
 )
-def test_permuted_params_over_a_mesh(layout: str, kind: AxisType, single: Any) -> None:
+def test_permuted_params_over_a_mesh(layout, kind, name):
     shape, spec = LAYOUTS[layout]
-    mesh, specs = make_mesh(shape, kind), jax.tree.map(spec, run.PARAMS)
-    with jax.set_mesh(mesh) if kind == EXPLICIT else contextlib.nullcontext():
-        initial = put(run.PARAMS, mesh, specs)
-        state = put(run.TX.init(run.PARAMS), mesh, run.state_specs(specs))
-        params = put(single[0], mesh, specs)
+    mesh, specs = make_mesh(shape, kind), jax.tree.map(spec, PARAMS)
+    params, state, final = expected(name)
+    with in_context(mesh, kind):
+        initial = put(PARAMS, mesh, specs)
+        state = put(state, mesh, state_specs(specs, TX[name]))
+        params = put(params, mesh, specs)
         compiled = jax.jit(p2t.permuted_params).lower(state, params).compile()
         permuted = compiled(state, params)
         is_permutation = jax.jit(p2t.is_permutation)
         assert is_permutation(permuted, initial)
         assert not is_permutation(params, initial)
-    assert_identical(permuted, single[1])
+    assert_identical(permuted, final)
     if layout in WHOLE:
         assert_same_shardings(permuted, initial)
         assert not collectives(compiled)
@@ -170,182 +151,208 @@ def test_permuted_params_over_a_mesh(layout: str, kind: AxisType, single: Any) -
 
 
 @pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
-@pytest.mark.parametrize("layout", WHOLE)
-def test_shard_map(layout: str, kind: AxisType, single: Any, host_rows: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "layout", "axis_name"),
+    [
+        ("laperm", "replicated", None),
+        ("laperm", "whole on x", None),
+        ("sgperm", "replicated", None),
+        ("sgperm", "replicated", "x"),
+    ],
+)
+def test_shard_map(name, layout, axis_name, kind, host_calls):
     shape, spec = LAYOUTS[layout]
-    mesh, specs = make_mesh(shape, kind), jax.tree.map(spec, run.PARAMS)
-    both = (specs, run.state_specs(specs))
-    with jax.set_mesh(mesh) if kind == EXPLICIT else contextlib.nullcontext():
-        initial = put(run.PARAMS, mesh, specs)
-        grads = put(run.member(run.GRADS, 0), mesh, specs)
-        init = jax.jit(jax.shard_map(run.TX.init, mesh=mesh, in_specs=(specs,), out_specs=both[1]))
-        mapped = jax.shard_map(run.step, mesh=mesh, in_specs=(*both, specs), out_specs=both)
-        first = init(initial)
+    tx = OPTIMIZERS[name](axis_name=axis_name) if axis_name else TX[name]
+    mesh, specs = make_mesh(shape, kind), jax.tree.map(spec, PARAMS)
+    both = (specs, state_specs(specs, tx))
+    with in_context(mesh, kind):
+        initial = put(PARAMS, mesh, specs)
+        grads = put(member(GRADS, 0), mesh, specs)
+        init = jax.jit(jax.shard_map(tx.init, mesh=mesh, in_specs=(specs,), out_specs=both[1]))
+        mapped = jax.shard_map(step_of(tx), mesh=mesh, in_specs=(*both, specs), out_specs=both)
+        first = jax.block_until_ready(init(initial))
+        host_calls.clear()
         step = jax.jit(mapped).lower(initial, first, grads).compile()
-        params, state = run.train(
-            lambda p, s, g: step(p, s, put(g, mesh, specs)), initial, first, run.GRADS
+        params, state = helpers.train(
+            lambda p, s, g: step(p, s, put(g, mesh, specs)), initial, first
         )
-    assert_identical(params, single[0])
+    assert_identical(params, expected(name)[0])
     assert_same_shardings((params, state), (initial, first))
-    assert not collectives(step)
-    assert CALLBACK in step.as_text()
-    parts = {"replicated": 1, "whole": 8, "whole on x": 4}[layout]
-    assert Counter(host_rows) == expected_rows(run.DEVICES, parts)
+    assert bool(collectives(step)) == bool(axis_name)
+    if layout == "whole on x":  # the third kernel, of ten vectors, is everywhere
+        quarters, all_ = shares(4), shares()
+        assert host_calls == [(*quarters[:2], all_[2])] * DEVICES * (STEPS // 3)
+    else:
+        assert host_calls == expected_calls(name, parts=8 if axis_name else 1)
+
+
+def test_each_shard_of_a_shard_map_is_permuted_within_itself():
+    """SGPerm sees only the device's vectors: another partition, but a permutation all the same."""
+    tx, mesh, specs = TX["sgperm"], make_mesh({"x": 8}), jax.tree.map(whole, PARAMS)
+    both = (specs, state_specs(specs, tx))
+    step = jax.shard_map(step_of(tx), mesh=mesh, in_specs=(*both, specs), out_specs=both)
+    params, state = helpers.train(jax.jit(step), PARAMS, tx.init(PARAMS))
+    final = p2t.permuted_params(state, params)
+    helpers.assert_permuted("sgperm", final, PARAMS, params)
+    assert min(helpers.moved(final, PARAMS)) > 0.3
 
 
 @pytest.mark.parametrize("inner", [None, {"y"}])
-def test_shard_map_over_some_axes(inner: set[str] | None, single: Any, host_rows: Any) -> None:
-    # Over x alone, y is the partitioner's, which must not meet a callback; with a second shard_map
-    # over y inside, no axis is.
-    mesh = make_mesh({"x": 4, "y": 2})
+def test_shard_map_over_some_axes(inner, host_calls):
+    """Over x alone, y is the partitioner's, which must not meet a callback.
 
-    def mapped(fn: Any, axis: str, **kwargs: Any) -> Any:
-        specs = jax.tree.map(partial(run.whole, axes=axis), run.PARAMS)
-        both = (specs, run.state_specs(specs))
+    With a second shard_map over y inside, no axis is.
+    """
+    mesh, tx = make_mesh({"x": 4, "y": 2}), TX["laperm"]
+
+    def mapped(fn, axis, **kwargs):
+        specs = jax.tree.map(functools.partial(whole, axes=axis), PARAMS)
+        both = (specs, state_specs(specs, tx))
         return jax.shard_map(
             fn, axis_names={axis}, in_specs=(*both, specs), out_specs=both, **kwargs
         )
 
-    step = mapped(run.step, "y") if inner else run.step
+    step = mapped(step_of(tx), "y") if inner else step_of(tx)
     step = jax.jit(mapped(step, "x", mesh=mesh))
-    specs = jax.tree.map(partial(run.whole, axes=("x", "y")), run.PARAMS)
-    initial = put(run.PARAMS, mesh, specs)
-    first = jax.jit(run.TX.init)(initial)
-    params, state = run.train(
-        lambda p, s, g: step(p, s, put(g, mesh, specs)), initial, first, run.GRADS
-    )
-    assert_identical(params, single[0])
+    specs = jax.tree.map(functools.partial(whole, axes=("x", "y")), PARAMS)
+    initial = put(PARAMS, mesh, specs)
+    first = jax.jit(tx.init)(initial)
+    params, state = helpers.train(step, initial, first)
+    assert_identical(params, expected("laperm")[0])
     assert_same_shardings((params, state), (initial, first))
-    assert Counter(host_rows) == (expected_rows(8, parts=8) if inner else Counter())
-    compiled = step.lower(params, state, put(run.member(run.GRADS, 0), mesh, specs)).compile()
+    compiled = step.lower(params, state, put(member(GRADS, 0), mesh, specs)).compile()
     assert not collectives(compiled)
-    assert (CALLBACK in compiled.as_text()) == bool(inner)
+    assert (helpers.CALLBACK in compiled.as_text()) == bool(inner)
+    assert bool(host_calls) == bool(inner)
 
 
 @pytest.mark.parametrize("first", ["shard_map", "jit"])
-def test_shard_map_beside_the_partitioner(first: str) -> None:
-    # The same shapes in one programme, on each device and across them.
+def test_shard_map_beside_the_partitioner(first, name):
+    """The same shapes in one programme, on each device and across them."""
     mesh = make_mesh({"x": 8})
-    params = {"kernel": run.PARAMS["Dense_0"]["kernel"]}
-    tx = p2t.laperm(optax.sgd(0.5), sync_period=1)
+    params = {"kernel": PARAMS["Dense_0"]["kernel"]}
+    tx = p2t.laperm(optax.sgd(0.5), sync_period=1) if name == "laperm" else TX[name]
 
-    def step(params: Any, state: Any) -> Any:
-        return run.step(params, state, jax.tree.map(jnp.sin, params), tx)[0]
+    def step(params, state):
+        return helpers.step(params, state, jax.tree.map(jnp.sin, params), tx)[0]
 
     ways = [jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P()), step] * 2
     program = jax.jit(lambda *args: [way(*args) for way in ways[first == "jit" :]])
-    expected = jax.jit(step)(params, tx.init(params))
-    params = put(params, mesh, jax.tree.map(run.whole, params))
+    alone = jax.jit(step)(params, tx.init(params))
+    params = put(params, mesh, jax.tree.map(whole, params))
     for result in program(params, tx.init(params)):
-        assert_identical(result, expected)
+        assert_identical(result, alone)
 
 
-# Updates that lie elsewhere than the parameters: `optax.apply_updates` can add them
+# Updates in another layout than the parameters: `optax.apply_updates` can add them
 
 
 @pytest.mark.parametrize("how", ["explicit", "shard_map"])
-@pytest.mark.parametrize("tx", [optax.identity(), p2t.synchronize(1)], ids=["optax", "p2t_jax"])
-def test_replicated_updates_of_sharded_params(tx: Any, how: str) -> None:
+@pytest.mark.parametrize(
+    "tx",
+    # A single subset (the last argument) leaves SGPerm nothing to draw.
+    [optax.identity(), p2t.synchronize(1), p2t.cycle_permutation(0, 0.3, 1.0)],
+    ids=["optax", "laperm", "sgperm"],
+)
+def test_replicated_updates_of_sharded_params(tx, how):
     mesh = make_mesh({"x": 8}, EXPLICIT if how == "explicit" else AUTO)
-    specs = jax.tree.map(run.whole, run.PARAMS)
-    both = (specs, run.state_specs(specs, tx))
+    params = PARAMS["Dense_0"]
+    specs = jax.tree.map(whole, params)
+    both = (specs, state_specs(specs, tx, params))
 
-    def step(params: Any, state: Any) -> Any:
-        return run.step(params, state, jax.tree.map(lambda w: jnp.ones(w.shape), params), tx)
+    def step(params, state):
+        return helpers.step(params, state, jax.tree.map(lambda w: jnp.ones(w.shape), params), tx)
 
+    alone, _ = jax.jit(step)(params, tx.init(params))
     if how == "shard_map":
         step = jax.shard_map(step, mesh=mesh, in_specs=both, out_specs=both)
-    expected, _ = jax.jit(partial(run.step, tx=tx))(
-        run.PARAMS, tx.init(run.PARAMS), jax.tree.map(np.ones_like, run.PARAMS)
-    )
     with jax.set_mesh(mesh):
-        params = put(run.PARAMS, mesh, specs)
-        params, _ = jax.jit(step)(params, tx.init(params))
-    assert_identical(params, expected)
+        params = put(params, mesh, specs)
+        after, _ = jax.jit(step)(params, tx.init(params))
+    assert_identical(after, alone)
 
 
 # pmap, and ensembles
 
 
-def test_pmap_of_the_mean_gradients(single: Any, host_rows: Any) -> None:
-    # The mean of these is exact, and the gradients of the run.
+@pytest.mark.parametrize(
+    ("name", "axis_name"), [("laperm", None), ("sgperm", None), ("sgperm", "x")]
+)
+def test_pmap_of_the_mean_gradients(name, axis_name, host_calls):
+    """The mean of these is exact, and the gradients of the run."""
+    tx = OPTIMIZERS[name](axis_name=axis_name) if axis_name else TX[name]
     offsets = 2 * np.arange(8, dtype=np.float32) - 7
-    grads = jax.tree.map(lambda g: np.stack([g + offset for offset in offsets]), run.GRADS)
+    grads = jax.tree.map(lambda g: np.stack([g + offset for offset in offsets]), GRADS)
 
-    def train(params: Any, grads: Any) -> Any:
-        def body(carry: Any, grads: Any) -> Any:
-            return run.step(*carry, jax.lax.pmean(grads, "x")), None
+    def train(params, state, grads):
+        def body(carry, grads):
+            return helpers.step(*carry, jax.lax.pmean(grads, "x"), tx), None
 
-        return jax.lax.scan(body, (params, run.TX.init(params)), grads)[0]
+        return jax.lax.scan(body, (params, state), grads)[0]
 
-    replicas, state = jax.pmap(train, "x", in_axes=(None, 0))(run.PARAMS, grads)
+    state = tx.init(PARAMS)
+    host_calls.clear()
+    train = jax.pmap(train, "x", in_axes=(None, None, 0))
+    replicas, states = jax.block_until_ready(train(PARAMS, state, grads))
+    assert host_calls == expected_calls(name, parts=8 if axis_name else 1)
+
+    final = jax.vmap(p2t.permuted_params)(states, replicas)
     for i in range(8):
-        assert_identical(run.member(replicas, i), single[0])
-    assert Counter(host_rows) == expected_rows(8, parts=1)
-
-    permuted = jax.vmap(p2t.permuted_params)(state, replicas)
-    for i in range(8):
-        assert_identical(run.member(permuted, i), single[1])
+        assert_identical(member(replicas, i), expected(name)[0])
+        assert_identical(member(final, i), expected(name)[2])
     is_permutation = jax.vmap(p2t.is_permutation, in_axes=(0, None))
-    assert is_permutation(permuted, run.PARAMS).all()
-    assert not is_permutation(replicas, run.PARAMS).any()
+    assert is_permutation(final, PARAMS).all()
+    assert not is_permutation(replicas, PARAMS).any()
     with pytest.raises(ValueError, match="vmap"):
-        p2t.permuted_params(state, replicas)
+        p2t.permuted_params(states, replicas)
 
 
-def rolled(tree: Any, axis: int = 0) -> Any:
+def rolled(tree, axis=0):
     return jax.tree.map(lambda x: np.stack([np.roll(x, i, -1) for i in range(8)], axis), tree)
 
 
-def test_ensemble_over_a_mesh() -> None:
-    mesh = make_mesh({"x": 8})
-    ensemble = jax.device_put(rolled(run.PARAMS), NamedSharding(mesh, P("x")))
-    grads = rolled(run.GRADS, axis=1)
-    params, state = run.train(
-        jax.jit(jax.vmap(run.step)), ensemble, jax.vmap(run.TX.init)(ensemble), grads
-    )
+def test_ensemble_over_a_mesh(name):
+    mesh, tx = make_mesh({"x": 8}), TX[name]
+    ensemble = jax.device_put(rolled(PARAMS), NamedSharding(mesh, P("x")))
+    grads = rolled(GRADS, axis=1)
+    out = None if name == "laperm" else NamedSharding(mesh, P("x"))
+    step = jax.jit(jax.vmap(step_of(tx)), out_shardings=out)
+    params, state = helpers.train(step, ensemble, jax.vmap(tx.init)(ensemble), grads)
     assert_same_shardings(params, ensemble)
-    permuted = jax.jit(jax.vmap(p2t.permuted_params))(state, params)
-    assert_same_shardings(permuted, ensemble)
+    final = jax.jit(jax.vmap(p2t.permuted_params))(state, params)
     for i in (0, 5):
-        initial = run.member(rolled(run.PARAMS), i)
-        expected, alone = run.train(
-            jax.jit(run.step), initial, run.TX.init(initial), run.member(grads, i, axis=1)
-        )
-        assert_identical(run.member(params, i), expected)
-        assert_identical(run.member(permuted, i), p2t.permuted_params(alone, expected))
+        run = helpers.train_jit(tx, member(rolled(PARAMS), i), member(grads, i, axis=1))
+        assert_identical(member(params, i), run[0])
+        assert_identical(member(final, i), p2t.permuted_params(run[1], run[0]))
     with pytest.raises(ValueError, match="vmap"):
         p2t.permuted_params(state, params)
 
 
-def test_ensemble_of_one_beginning_over_explicit_axes(single: Any) -> None:
-    # All begin alike: only the gradients have an ensemble axis, the sorted weights have none.
+def test_ensemble_of_one_beginning_over_explicit_axes(name):
+    """All begin alike: only the gradients have an ensemble axis, the state's weights have none."""
     mesh = make_mesh({"x": 8}, EXPLICIT)
 
-    def train(params: Any, grads: Any) -> Any:
-        state = run.TX.init(params)
-        return jax.lax.scan(lambda carry, g: (run.step(*carry, g), None), (params, state), grads)[0]
-
     with jax.set_mesh(mesh):
-        grads = jax.tree.map(lambda g: np.stack([g] * 8), run.GRADS)
+        grads = jax.tree.map(lambda g: np.stack([g] * 8), GRADS)
         grads = jax.device_put(grads, NamedSharding(mesh, P("x")))
-        params = jax.device_put(run.PARAMS, NamedSharding(mesh, P()))
+        params = jax.device_put(PARAMS, NamedSharding(mesh, P()))
+        train = functools.partial(helpers.train_scan, TX[name])
         params, _ = jax.jit(jax.vmap(train, in_axes=(None, 0)))(params, grads)
     for i in range(8):
-        assert_identical(run.member(params, i), single[0])
+        assert_identical(member(params, i), expected(name)[0])
 
 
 # Other processes, because these would hang where they fail
 
 
-def worker(*args: str, devices: int) -> subprocess.Popen[str]:
+def worker(*args, devices):
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     return subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", run.__file__, *args],
+        [sys.executable, "-X", "faulthandler", distributed_worker.__file__, *args],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -353,7 +360,7 @@ def worker(*args: str, devices: int) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(workers: list[subprocess.Popen[str]], seconds: float) -> None:
+def wait_for(workers, seconds):
     try:
         outputs = [process.communicate(timeout=seconds)[0] for process in workers]
     finally:
@@ -363,19 +370,17 @@ def wait_for(workers: list[subprocess.Popen[str]], seconds: float) -> None:
         assert process.returncode == 0, output
 
 
-def test_no_deadlock_between_collectives() -> None:
-    wait_for([worker("stress", devices=8)], 120)
+def test_hundreds_of_steps_with_collectives_around_the_host(name):
+    wait_for([worker("stress", name, devices=8)], 240)
 
 
-def test_two_processes(single: Any, tmp_path: Path) -> None:
+def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     results = tmp_path / "params.npz"
     wait_for([worker("train", port, str(i), "2", str(results), devices=2) for i in range(2)], 120)
-    sgperm = jax.jit(partial(run.step, tx=run.SGPERM))
-    searched, _ = run.train(sgperm, run.PARAMS, run.SGPERM.init(run.PARAMS), run.GRADS)
     with np.load(results) as arrays:
-        for name in ("whole", "split", "shard_map", "sgperm"):
-            expected = jax.tree.leaves(searched if name == "sgperm" else single[0])
-            assert_identical([arrays[f"{name}/{i}"] for i in range(len(expected))], expected)
+        for run in ("laperm/whole", "laperm/split", "laperm/shard_map", "sgperm/whole"):
+            leaves = jax.tree.leaves(expected(run.split("/")[0])[0])
+            assert_identical([arrays[f"{run}/{i}"] for i in range(len(leaves))], leaves)

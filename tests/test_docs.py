@@ -1,6 +1,8 @@
-"""The documentation runs, and covers every public name."""
+"""Every snippet of the documentation runs by itself, and every public name is documented."""
 
+import importlib
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 
@@ -9,33 +11,68 @@ import pytest
 import p2t_jax as p2t
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FUNCTIONS = [name for name in p2t.__all__ if inspect.isfunction(getattr(p2t, name))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+MODULES = [
+    p2t,
+    *(
+        importlib.import_module(f"p2t_jax.{module.name}")
+        for module in pkgutil.iter_modules(p2t.__path__)
+        if not module.name.startswith("_")
+    ),
+]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_snippet_of_a_page_runs_in_order(page):
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S))
-    exec(compile(code, page.name, "exec"), {})
+def snippets():
+    for page, text in TEXTS.items():
+        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S):
+            line = text.count("\n", 0, match.start(1))
+            yield pytest.param("\n" * line + match[1], page, id=f"{page}:{line}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(("code", "page"), [*snippets()])
+def test_every_snippet_runs_by_itself(code, page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, page, "exec"), {})
+
+
+@pytest.mark.parametrize("page", TEXTS)
 def test_every_link_to_a_file_leads_to_one(page):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    targets = re.findall(r"\]\(\s*([^)#\s]+)", TEXTS[page])
+    targets += re.findall(r'(?:src|href)="([^"#]+)"', TEXTS[page])
+    for target in targets:
+        is_elsewhere = re.match("[a-z]+:", target)
+        assert is_elsewhere or (ROOT / page).parent.joinpath(target).exists(), target
 
 
-@pytest.mark.parametrize("name", p2t.__all__)
-def test_every_public_name_is_in_the_documentation(name):
-    assert getattr(p2t, name).__doc__
-    assert any(f"{name}" in page.read_text() for page in PAGES)
+def public(module):
+    """The functions and classes that a module offers: `__all__`, or those defined in it."""
+    names = getattr(module, "__all__", None)
+    if names is None:
+        own = vars(module).items()
+        names = [n for n, x in own if getattr(x, "__module__", None) == module.__name__]
+    objects = ((name, getattr(module, name)) for name in names if not name.startswith("_"))
+    return {name: x for name, x in objects if inspect.isfunction(x) or inspect.isclass(x)}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_public_function_documents_its_contract(name):
-    function = getattr(p2t, name)
+FUNCTIONS = {x for module in MODULES for x in public(module).values() if inspect.isfunction(x)}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_public_name_is_documented(module):
+    assert module.__doc__
+    assert public(module)
+    for name, x in public(module).items():
+        assert x.__doc__, name
+        assert any(re.search(rf"\b{name}\b", text) for text in TEXTS.values()), name
+
+
+@pytest.mark.parametrize(
+    "function", sorted(FUNCTIONS, key=lambda f: f.__name__), ids=lambda function: function.__name__
+)
+def test_every_public_function_documents_its_contract(function):
     doc = inspect.getdoc(function)
     for section in ("Args:", "Returns:", "Raises:", "Example:"):
         assert section in doc, section
     for argument in inspect.signature(function).parameters:
-        assert re.search(rf"^ +{argument}: ", doc, re.M), argument
+        assert re.search(rf"^ +{argument.strip('*')}: |^ +\*+{argument}: ", doc, re.M), argument

@@ -1,63 +1,37 @@
 """What goes wrong is said at the call that can see it, and breaks nothing; NaN loses no weight."""
 
+import functools
 import subprocess
 import sys
-from typing import Any
 
+import chex
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference_laperm as reference
+from helpers import OPTIMIZERS, OPTIONS
 
 import p2t_jax as p2t
 
 PARAMS = {
-    "body": {"bias": jnp.zeros(3), "kernel": 0.1 * jax.random.normal(jax.random.key(0), (5, 3))},
-    "head": {"kernel": 0.1 * jax.random.normal(jax.random.key(1), (3, 2))},
+    "body": {"bias": jnp.zeros(3), "kernel": 0.1 * jax.random.normal(jax.random.key(0), (20, 3))},
+    "head": {"kernel": 0.1 * jax.random.normal(jax.random.key(1), (24, 2))},
 }
+AXES = {"body": {"bias": None, "kernel": (0,)}, "head": {"kernel": (0,)}}
 GRADS = jax.tree.map(lambda p: jnp.sin(100 * p + 1), PARAMS)
 SGD = optax.sgd(0.1)
 
 
-def laperm(sync_period: Any = 2, **options: Any) -> optax.GradientTransformationExtraArgs:
-    return p2t.laperm(SGD, sync_period, **options)
-
-
-def with_kernel(kernel: Any) -> Any:
+def with_kernel(kernel):
     return {**PARAMS, "body": {**PARAMS["body"], "kernel": kernel}}
-
-
-def assert_equal(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
-def reordered(phi: Any) -> Any:
-    """The initial weights in the order of phi, NaN last."""
-
-    def leaf(theta: Any, phi: Any) -> Any:
-        if phi.ndim < 2:
-            return np.asarray(phi)
-        theta_sorted = reference.sort_weight_vectors(np.array(theta), (0,))
-        return reference.synchronize(theta_sorted, np.asarray(phi), (0,))
-
-    return jax.tree.map(leaf, PARAMS, phi)
 
 
 # Where an optimizer is made
 
 
-NOT_A_PERIOD = {
-    "0": (0, ValueError),
-    "negative": (-3, ValueError),
-    "below 1": (0.5, ValueError),
-    "NaN": (float("nan"), ValueError),
-    "-inf": (-float("inf"), ValueError),
-    "numpy 0": (np.int32(0), ValueError),
-    "numpy NaN": (np.float32("nan"), ValueError),
-    "array of 0": (jnp.array(0), ValueError),
+NO_NUMBER = {
     "string": ("20", TypeError),
     "0-d array of a string": (np.array("20"), TypeError),
     "None": (None, TypeError),
@@ -71,189 +45,223 @@ NOT_A_PERIOD = {
     "numpy complex": (np.complex64(2), (TypeError, ValueError)),
     "array of complex": (jnp.array(2 + 1j), (TypeError, ValueError)),
     "optimizer": (SGD, TypeError),
+    "0": (0, ValueError),
+    "negative": (-3, ValueError),
+    "NaN": (float("nan"), ValueError),
+    "-inf": (-float("inf"), ValueError),
+    "numpy 0": (np.int32(0), ValueError),
+    "numpy NaN": (np.float32("nan"), ValueError),
+    "array of 0": (jnp.array(0), ValueError),
+}
+BELOW_1 = {"below 1": (0.5, ValueError)}
+ABOVE_1 = {"above 1": (1.1, ValueError), "inf": (np.inf, ValueError)}
+HYPERPARAMETERS = {
+    "sync_period": (NO_NUMBER | BELOW_1, [functools.partial(p2t.laperm, SGD), p2t.synchronize]),
+    "aggressiveness": (
+        NO_NUMBER | ABOVE_1,
+        [functools.partial(make, 0) for make in (p2t.sgperm, p2t.cycle_permutation)],
+    ),
+    "partition_ratio": (
+        NO_NUMBER | ABOVE_1,
+        [functools.partial(make, 0, 0.1) for make in (p2t.sgperm, p2t.cycle_permutation)],
+    ),
 }
 
 
-@pytest.mark.parametrize("name", NOT_A_PERIOD)
-def test_sync_period_is_a_real_number_of_at_least_1(name):
-    sync_period, error = NOT_A_PERIOD[name]
-    for make in (laperm, p2t.synchronize):
-        with pytest.raises(error, match=r"^sync_period: "):
-            make(sync_period)
-        with pytest.raises(error, match=r"^sync_period: "):
-            make(lambda step: sync_period)
+@pytest.mark.parametrize("hyperparameter", HYPERPARAMETERS)
+def test_hyperparameters_are_real_numbers_in_their_range(hyperparameter):
+    values, makers = HYPERPARAMETERS[hyperparameter]
+    for value, error in values.values():
+        for make in makers:
+            with pytest.raises(error, match=rf"^{hyperparameter}: "):
+                make(value)
+            with pytest.raises(error, match=rf"^{hyperparameter}: "):
+                make(lambda step, value=value: value)
 
 
-def test_an_injected_sync_period_is_seen_in_init():
-    inject = optax.inject_hyperparams(p2t.laperm, static_args="vectors")
-    with pytest.raises(ValueError, match=r"^sync_period: .*not 0"):
-        inject(SGD, sync_period=0).init(PARAMS)
+@pytest.mark.parametrize("hyperparameter", HYPERPARAMETERS)
+def test_an_injected_hyperparameter_is_seen_in_init(hyperparameter):
+    if hyperparameter == "sync_period":
+        make = optax.inject_hyperparams(p2t.laperm, static_args=OPTIONS["laperm"])
+        tx = make(SGD, sync_period=0)
+    else:
+        make = optax.inject_hyperparams(p2t.sgperm, static_args=OPTIONS["sgperm"])
+        tx = make(0, **{hyperparameter: 0}, inner=None)
+    with pytest.raises(ValueError, match=rf"^{hyperparameter}: .* 0"):
+        tx.init(PARAMS)
 
 
 @pytest.mark.parametrize("later", [0, -1.5, float("nan")])
-def test_a_schedule_that_fails_later_is_seen_in_an_eager_update(later):
-    tx = laperm(lambda step: jnp.where(step < 1, 5.0, later))
-    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
-    with pytest.raises(ValueError, match=rf"^sync_period: .*not {later}"):
-        tx.update(GRADS, state, PARAMS)
-    updates, state = jax.jit(tx.update)(GRADS, state, PARAMS)  # cannot see it: counts as 1
-    assert int(optax.tree.get(state, "lookahead_step")) == 0
-    ahead = jax.tree.map(lambda p, g: p - 0.1 * g, PARAMS, GRADS)
+def test_a_schedule_that_fails_later_is_seen_in_an_eager_update(later, name):
+    schedule = lambda step: jnp.where(step < 1, 1.0, later)  # noqa: E731
+    tx = p2t.laperm(SGD, schedule) if name == "laperm" else p2t.sgperm(0, schedule)
+    argument = {"laperm": "sync_period", "sgperm": "aggressiveness"}[name]
+    updates, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     params = optax.apply_updates(PARAMS, updates)
-    assert_equal(p2t.permuted_params(state, params), reordered(ahead))
+    before = p2t.permuted_params(state, params)
+    with pytest.raises(ValueError, match=rf"^{argument}: .* {later}"):
+        tx.update(GRADS, state, params)
+    # Under jit nobody sees it: every step synchronizes; nothing moves.
+    updates, state = jax.jit(tx.update)(GRADS, state, params)
+    params = optax.apply_updates(params, updates)
+    final = p2t.permuted_params(state, params)
+    helpers.assert_permuted(name, final, PARAMS, params, AXES)
+    if name == "laperm":
+        assert int(optax.tree.get(state, "lookahead_step")) == 0
+    else:
+        chex.assert_trees_all_equal(final, before)
 
 
 @pytest.mark.parametrize("later", ["20", None, np.array([1, 2])])
-def test_a_schedule_of_no_numbers_is_seen_under_jit_too(later):
-    tx = laperm(lambda step: 5 if isinstance(step, int) else later)
-    with pytest.raises((TypeError, ValueError), match=r"^sync_period: "):
+def test_a_schedule_of_no_numbers_is_seen_under_jit_too(later, name):
+    schedule = lambda step: 1 if isinstance(step, int) else later  # noqa: E731
+    tx = p2t.laperm(SGD, schedule) if name == "laperm" else p2t.sgperm(0, schedule)
+    with pytest.raises((TypeError, ValueError), match=r"^(sync_period|aggressiveness): "):
         jax.jit(tx.update)(GRADS, tx.init(PARAMS), PARAMS)
 
 
 @pytest.mark.parametrize("inner", [optax.adam, None, 1e-3, "adam", optax.adam(0.1).update, {}])
 def test_inner_is_an_optimizer(inner):
-    with pytest.raises(TypeError, match=r"^inner: .*such as optax\.adam\(1e-3\), not "):
+    with pytest.raises(TypeError, match=r"^inner: .*optax\.adam\(1e-3\)"):
         p2t.laperm(inner, 20)
+
+
+@pytest.mark.parametrize("key", ["seed", 1.5, None, True, jnp.zeros(3, jnp.uint32), [0], {}])
+def test_a_key_is_a_seed_or_a_key(key):
+    for make in (p2t.sgperm, p2t.cycle_permutation):
+        with pytest.raises(TypeError, match=r"^key: "):
+            make(key)
+
+
+def test_priorities_have_names():
+    with pytest.raises(ValueError, match=r"^priority: .*nearest, farthest, random"):
+        p2t.sgperm(0, priority="best")
 
 
 # In init
 
 
 @pytest.mark.parametrize("empty", [{}, [], (), None, {"a": {}}, {"a": [None, ()], "b": {}}])
-@pytest.mark.parametrize("inner", [SGD, optax.adam(0.1)])
-def test_there_is_something_to_train(empty, inner):
-    for tx in (p2t.laperm(inner, 2), optax.chain(optax.clip(1.0), p2t.laperm(inner, 2))):
-        with pytest.raises(ValueError, match=r"^params: there are no parameters in "):
-            tx.init(empty)
+def test_there_is_something_to_train(empty, name):
+    for inner in (SGD, optax.adam(0.1)):
+        tx = OPTIMIZERS[name](inner)
+        for nested in (tx, optax.chain(optax.clip(1.0), tx)):
+            with pytest.raises(ValueError, match=r"^params: .*no parameters"):
+                nested.init(empty)
 
 
 @pytest.mark.parametrize(
     ("axes", "error", "says"),
     [
-        (2, ValueError, "its axes are -2 to 1"),
-        ((0, -3), ValueError, "its axes are -2 to 1"),
-        ((0, -2), ValueError, "named twice"),
-        ((1, 1), ValueError, "named twice"),
+        (2, ValueError, "-2 to 1"),
+        ((0, -3), ValueError, "-2 to 1"),
+        ((0, -2), ValueError, "twice"),
+        ((1, 1), ValueError, "twice"),
         ((), ValueError, "at least one axis"),
-        ("0", TypeError, "give an int"),
-        (0.0, TypeError, "give an int"),
+        ("0", TypeError, "int"),
+        (0.0, TypeError, "int"),
     ],
 )
-def test_axes_that_a_parameter_lacks_are_named_with_its_path(axes, error, says):
+def test_axes_that_a_parameter_lacks_are_named_with_its_path(axes, error, says, name):
     rule = lambda path, leaf: axes if path == ("body", "kernel") else None  # noqa: E731
     tree = {"body": {"bias": None, "kernel": axes}, "head": None}
     for vectors in (rule, tree):
-        with pytest.raises(error, match=rf"^vectors: axes .*body/kernel of shape \(5, 3\).*{says}"):
-            laperm(vectors=vectors).init(PARAMS)
+        with pytest.raises(error, match=rf"^vectors: .*body/kernel.*\(20, 3\).*{says}"):
+            OPTIMIZERS[name](vectors=vectors).init(PARAMS)
 
 
-def test_parameters_that_no_rule_knows_are_named():
+def test_parameters_that_no_rule_knows_are_named(name):
     params = {**PARAMS, "mine": {"matrix": jnp.ones((2, 3))}}
-    with pytest.raises(
-        ValueError, match=r"^vectors: flax_vectors .* mine/matrix, of shape \(2, 3\)"
-    ):
-        laperm().init(params)
-    with pytest.raises(ValueError, match=r"^vectors: the tree of axes .*root.*'mine'"):
-        laperm(vectors={"body": None, "head": None}).init(params)
+    with pytest.raises(ValueError, match=r"^vectors: flax_vectors .*mine/matrix.*\(2, 3\)"):
+        OPTIMIZERS[name]().init(params)
+    with pytest.raises(ValueError, match=r"^vectors: .*'mine'"):
+        OPTIMIZERS[name](vectors={"body": None, "head": None}).init(params)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "complex64"])
-def test_only_real_numbers_are_weights(dtype):
-    params = with_kernel(jnp.ones((5, 3), dtype))
+def test_only_real_numbers_are_weights(dtype, name):
+    params = with_kernel(jnp.ones((20, 3), dtype))
     with pytest.raises(TypeError, match=rf"^vectors: .*body/kernel .*dtype {dtype}"):
-        laperm().init(params)
+        OPTIMIZERS[name]().init(params)
     # They may be there, if they are no weight vectors.
-    tx = laperm(vectors={"body": None, "head": 0})
+    tx = OPTIMIZERS[name](vectors={"body": None, "head": 0})
     assert p2t.permuted_params(tx.init(params), params)["body"]["kernel"].dtype == dtype
 
 
 # In update and afterwards: a state, updates or parameters that do not belong together.
 
-
+# For each, other parameters, and what an error must say besides.
 OTHERS = {
     "another structure": ({"body": PARAMS["body"]}, "head|structure|Dict"),
     "another name": ({"body": PARAMS["body"], "tail": PARAMS["head"]}, "tail"),
-    "another shape": (
-        with_kernel(jnp.ones((4, 3))),
-        r"for body/kernel, where params has float32\[5, 3\]",
-    ),
+    "another shape": (with_kernel(jnp.ones((4, 3))), r"body/kernel.*params has float32\[20, 3\]"),
     "another rank": (
         with_kernel(jnp.ones((5, 3, 1))),
-        r"for body/kernel, where params has float32\[5, 3\]",
+        r"body/kernel.*params has float32\[20, 3\]",
     ),
     "another bias": (
         {**PARAMS, "body": {**PARAMS["body"], "bias": jnp.zeros(4)}},
-        r"for body/bias, where params has float32\[3\]",
+        r"body/bias.*params has float32\[3\]",
     ),
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_state_of_other_parameters(name):
-    other, says = OTHERS[name]
-    tx = laperm(vectors=lambda path, leaf: 0 if leaf.ndim > 1 else None)
-    state = tx.init(other)
-    for update in (tx.update, jax.jit(tx.update)):
-        with pytest.raises(
-            ValueError, match=rf"^state: it belongs to other parameters: .*({says})"
-        ):
-            update(GRADS, state, PARAMS)
+@pytest.mark.parametrize("wrap", [lambda update: update, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_state_of_other_parameters(other, wrap, name):
+    params, says = OTHERS[other]
+    tx = OPTIMIZERS[name](SGD, vectors=lambda path, leaf: 0 if leaf.ndim > 1 else None)
+    with pytest.raises(ValueError, match=rf"^state: .*({says})"):
+        wrap(tx.update)(GRADS, tx.init(params), PARAMS)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_updates_of_other_parameters(name):
-    other, says = OTHERS[name]
-    tx = laperm()
-    state = tx.init(PARAMS)
-    for update in (tx.update, jax.jit(tx.update)):
-        with pytest.raises(
-            ValueError, match=rf"^updates: it belongs to other parameters: .*({says})"
-        ):
-            update(other, state, PARAMS)
+@pytest.mark.parametrize("wrap", [lambda update: update, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_updates_of_other_parameters(other, wrap, name):
+    updates, says = OTHERS[other]
+    tx = OPTIMIZERS[name](SGD)
+    with pytest.raises(ValueError, match=rf"^updates: .*({says})"):
+        wrap(tx.update)(updates, tx.init(PARAMS), PARAMS)
 
 
 @pytest.mark.parametrize(
     ("initial", "now"),
     [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float16")],
 )
-def test_a_state_of_parameters_of_another_dtype(initial, now):
-    tx = laperm(1)
+def test_a_state_of_parameters_of_another_dtype(initial, now, name):
+    tx = OPTIMIZERS[name](SGD)
     state = tx.init(jax.tree.map(lambda p: p.astype(initial), PARAMS))
     params = jax.tree.map(lambda p: p.astype(now), PARAMS)
     for update in (tx.update, jax.jit(tx.update)):
-        with pytest.raises(ValueError, match=r"^state: it belongs to other parameters: .*float"):
+        with pytest.raises(ValueError, match=r"^state: .*float.*body/bias"):
             update(params, state, params)
 
 
-@pytest.mark.parametrize("name", ["another name", "another shape", "another rank", "another bias"])
-def test_permuted_params_of_other_parameters(name):
-    other, _ = OTHERS[name]
-    path = {"another name": "head/kernel", "another bias": "body/bias"}.get(name, "body/kernel")
-    with pytest.raises(ValueError, match=rf"^state: it belongs to other parameters: .*{path}"):
-        p2t.permuted_params(laperm().init(PARAMS), other)
+@pytest.mark.parametrize("other", ["another name", "another shape", "another rank", "another bias"])
+def test_permuted_params_of_other_parameters(other, name):
+    params, _ = OTHERS[other]
+    path = {"another name": "head/kernel", "another bias": "body/bias"}.get(other, "body/kernel")
+    with pytest.raises(ValueError, match=rf"^state: .*{path}"):
+        p2t.permuted_params(OPTIMIZERS[name]().init(PARAMS), params)
 
 
-def test_permuted_params_of_another_dtype():
+def test_permuted_params_of_another_dtype(name):
     halves = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
-    with pytest.raises(ValueError, match=r"^state: .*float32\[3\] for body/bias.*bfloat16\[3\]"):
-        p2t.permuted_params(laperm().init(PARAMS), halves)
+    with pytest.raises(ValueError, match=r"^state: .*float32\[3\].*body/bias.*bfloat16\[3\]"):
+        p2t.permuted_params(OPTIMIZERS[name]().init(PARAMS), halves)
 
 
 @pytest.mark.parametrize("state", [SGD.init(PARAMS), optax.adam(0.1).init(PARAMS), (), None])
-def test_permuted_params_of_an_optimizer_without_laperm(state):
-    with pytest.raises(
-        ValueError, match=r"^state: there is no state of p2t_jax\.laperm or p2t_jax\.sgperm in it"
-    ):
+def test_permuted_params_of_an_optimizer_without_permutations(state):
+    with pytest.raises(ValueError, match=r"^state: .*no .*laperm or .*sgperm"):
         p2t.permuted_params(state, PARAMS)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_is_permutation_of_other_parameters(name):
-    other, says = OTHERS[name]
-    with pytest.raises(
-        ValueError, match=rf"^initial_params: it belongs to other parameters: .*({says})"
-    ):
-        p2t.is_permutation(PARAMS, other)
+@pytest.mark.parametrize("other", OTHERS)
+def test_is_permutation_of_other_parameters(other):
+    params, says = OTHERS[other]
+    with pytest.raises(ValueError, match=rf"^initial_params: .*({says})"):
+        p2t.is_permutation(PARAMS, params)
 
 
 def test_is_permutation_of_another_dtype():
@@ -262,93 +270,110 @@ def test_is_permutation_of_another_dtype():
     assert not bool(p2t.is_permutation(with_kernel(kernel), with_kernel(kernel.astype("bfloat16"))))
 
 
+def test_an_axis_that_is_not_bound_is_refused():
+    tx = OPTIMIZERS["sgperm"](axis_name="batch")
+    with pytest.raises(ValueError, match=r"^axis_name: .*'batch'"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS)
+
+
 # Nothing is half-changed
 
 
-def test_training_goes_on_after_an_error_as_if_there_had_been_none():
-    bad = {
-        "no params": (GRADS, None),
-        "other updates": (OTHERS["another shape"][0], PARAMS),
-        "other params": (GRADS, OTHERS["another shape"][0]),
-    }
+def test_training_goes_on_after_an_error_as_if_there_had_been_none(name):
+    other, another = OTHERS["another shape"][0], OTHERS["another name"][0]
+    tx = OPTIMIZERS[name](optax.sgd(0.1, momentum=0.9))
+    update = jax.jit(tx.update)
 
-    def train(between):
-        tx = p2t.laperm(optax.sgd(0.1, momentum=0.9), 2)
-        update = jax.jit(tx.update)
+    def train(bad):
         params, state = jax.tree.map(jnp.copy, PARAMS), tx.init(PARAMS)
-        for _ in range(3):
-            for updates, other in between.values():
+        for _ in range(4):
+            for updates, params_given in bad:
                 for failing in (update, tx.update):
                     # The inner optimizer is the first to see some of them.
-                    with pytest.raises((TypeError, ValueError), match=r"params|parameters|shape"):
-                        failing(updates, state, other)
-            with pytest.raises(ValueError, match="other parameters"):
-                p2t.permuted_params(state, OTHERS["another name"][0])
+                    with pytest.raises((TypeError, ValueError), match=r"param|shape"):
+                        failing(updates, state, params_given)
+                with pytest.raises(ValueError, match=r"^state: "):
+                    p2t.permuted_params(state, another)
             updates, state = update(GRADS, state, params)
             params = optax.apply_updates(params, updates)
         return params, state, p2t.permuted_params(state, params)
 
-    assert_equal(train(bad), train({}))
+    bad = [(GRADS, None), (other, PARAMS), (GRADS, other)]
+    chex.assert_trees_all_equal(train(bad), train([]))
 
 
 # Gradients that are not finite
 
 
-def train_with(bad: dict[int, float], inner: Any, steps: int = 6, wrap: Any = lambda tx: tx) -> Any:
+def train_with(bad, tx, steps=6):
     """Yields parameters and exact permutation of each step; `bad` are steps with bad gradients."""
-    tx = wrap(p2t.laperm(inner, 3))
-    update = jax.jit(tx.update)
     params, state = PARAMS, tx.init(PARAMS)
     for i in range(1, steps + 1):
-        grads = jax.tree.map(lambda p: jnp.sin(100 * p + i), params)
+        grads = jax.tree.map(lambda p, i=i: jnp.sin(100 * p + i), params)
         if i in bad:
             kernel = grads["body"]["kernel"].at[1:3, 0].set(bad[i])
             grads["body"]["kernel"] = kernel.at[0, 1].set(-bad[i])
-        updates, state = update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = helpers.jitted_step(tx)(params, state, grads)
         yield params, p2t.permuted_params(state, params)
 
 
-BAD = [
-    {2: np.nan},
-    {3: np.nan},
-    {2: np.inf},
-    {3: np.inf},
-    {1: np.nan, 3: -np.inf, 4: np.nan},
-    dict.fromkeys(range(1, 7), np.nan),
-]
+NAN, INF = float("nan"), float("inf")
+BAD = [{2: NAN}, {3: NAN}, {3: INF}, {1: NAN, 3: -INF, 4: NAN}, dict.fromkeys(range(1, 7), NAN)]
+INNERS = {"sgd": SGD, "adam": optax.adam(0.1)}
+TX = {(name, inner): OPTIMIZERS[name](INNERS[inner]) for name in OPTIMIZERS for inner in INNERS}
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
-@pytest.mark.parametrize("inner", [SGD, optax.adam(0.1)], ids=["sgd", "adam"])
-def test_gradients_that_are_not_finite_lose_no_weight(bad, inner):
-    for params, final in train_with(bad, inner):
-        assert_equal(final, reordered(params))
+@pytest.mark.parametrize("inner", INNERS)
+def test_gradients_that_are_not_finite_lose_no_weight(bad, inner, name):
+    for params, final in train_with(bad, TX[name, inner]):
+        helpers.assert_permuted(name, final, PARAMS, params, AXES)
         assert bool(p2t.is_permutation(final, PARAMS))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_weights_recover_from_gradients_that_were_not_finite_when_they_synchronized(value):
-    for i, (params, final) in enumerate(train_with({3: value}, SGD), start=1):
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    for i, (params, final) in enumerate(train_with({3: value}, TX["laperm", "sgd"]), start=1):
+        chex.assert_tree_all_finite(params)
         if i % 3 == 0:
-            jax.tree.map(
-                lambda p, f: np.testing.assert_allclose(p, f, rtol=0, atol=1e-6), params, final
-            )
+            chex.assert_trees_all_close(params, final, rtol=0, atol=1e-6)
 
 
 def test_a_nan_ranks_last():
-    *_, (_, final) = train_with({3: np.nan}, SGD, steps=3)
+    *_, (_, final) = train_with({3: NAN}, TX["laperm", "sgd"], steps=3)
     kernel, start = final["body"]["kernel"], np.sort(PARAMS["body"]["kernel"], axis=0)
     np.testing.assert_array_equal(kernel[1:3, 0], start[-2:, 0])  # two, tied: in their order
     np.testing.assert_array_equal(kernel[0, 1], start[-1, 1])
 
 
-def test_apply_if_finite_keeps_nan_out():
-    wrap = lambda tx: optax.apply_if_finite(tx, 5)  # noqa: E731
-    for params, final in train_with({2: np.nan, 4: np.inf}, SGD, steps=8, wrap=wrap):
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-        assert_equal(final, reordered(params))
+def test_a_weight_with_a_nan_recommendation_stays():
+    *_, (_, final) = train_with({1: NAN}, TX["sgperm", "sgd"], steps=1)
+    kernel, start = final["body"]["kernel"], PARAMS["body"]["kernel"]
+    np.testing.assert_array_equal(kernel[1:3, 0], start[1:3, 0])
+    np.testing.assert_array_equal(kernel[0, 1], start[0, 1])
+    assert helpers.moved(kernel, start)[0] > 0.2
+
+
+def test_apply_if_finite_keeps_nan_out(name):
+    tx = optax.apply_if_finite(OPTIMIZERS[name](SGD), 5)
+    for params, final in train_with({2: NAN, 4: INF}, tx, steps=8):
+        chex.assert_tree_all_finite(params)
+        helpers.assert_permuted(name, final, PARAMS, params, AXES)
+
+
+@pytest.mark.parametrize("value", [NAN, 0.0, -1.0])
+def test_traced_hyperparameters_out_of_range_let_nothing_move(value):
+    def run(alpha, lambda_):
+        tx = p2t.sgperm(0, alpha, lambda_, inner=SGD)
+        _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+        return p2t.permuted_params(state, PARAMS)
+
+    jitted = jax.jit(run)
+    chex.assert_trees_all_equal(jitted(value, 0.5), PARAMS)
+    chex.assert_trees_all_equal(jitted(0.5, value), PARAMS)
+    chex.assert_trees_all_equal(jitted(7.0, 0.5), jitted(1.0, 0.5))
+    chex.assert_trees_all_equal(jitted(0.5, INF), jitted(0.5, 1.0))
+    assert min(helpers.moved(jitted(0.5, 0.5), PARAMS)) > 0.2
 
 
 # Imports

@@ -6,10 +6,10 @@ import numba
 import numpy as np
 from numba.core import caching
 
-from p2t_jax._host.kernels import cache as compiled
-from p2t_jax._host.kernels import coder as codec
-from p2t_jax._host.kernels import cycles
-from p2t_jax._host.kernels import radix as rank
+from p2t_jax._host import internals
+from p2t_jax._host.kernels import bits, cache, coder, cycles, depth_first, radix, subsets
+
+CacheFile = internals._CacheFile
 
 
 def doubled(x):
@@ -19,16 +19,16 @@ def doubled(x):
 def test_every_kernel_has_a_cache_of_this_kind():
     dispatchers = [
         value
-        for module in (codec, cycles, rank)
+        for module in (bits, coder, cycles, depth_first, radix, subsets)
         for value in vars(module).values()
         if isinstance(value, numba.core.registry.CPUDispatcher)
     ]
     assert len(dispatchers) > 10
     for dispatcher in dispatchers:
-        assert isinstance(dispatcher._cache._cache_file, compiled.CacheFile), dispatcher
+        assert isinstance(dispatcher._cache._cache_file, CacheFile), dispatcher
 
 
-def cache_file(folder, kind=compiled.CacheFile):
+def cache_file(folder, kind=CacheFile):
     return kind(str(folder), "kernel-1.py3", ("stamp", 1))
 
 
@@ -59,7 +59,7 @@ def test_processes_that_save_at_once_never_get_each_others_code(tmp_path, monkey
 
 def test_what_was_compiled_before_an_upgrade_is_not_run(tmp_path):
     cache_file(tmp_path).save("float32", "old")
-    upgraded = compiled.CacheFile(str(tmp_path), "kernel-1.py3", ("stamp", 2))
+    upgraded = CacheFile(str(tmp_path), "kernel-1.py3", ("stamp", 2))
     assert upgraded.load("float32") is None
     upgraded.save("float32", "new")
     assert upgraded.load("float32") == "new"
@@ -67,7 +67,7 @@ def test_what_was_compiled_before_an_upgrade_is_not_run(tmp_path):
 
 def test_a_kernel_is_compiled_once_for_all_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    first, second = compiled.jit(doubled), compiled.jit(doubled)
+    first, second = cache.jit(doubled), cache.jit(doubled)
     assert first(np.float32(2)) == second(np.float32(2)) == 4
     assert sum(first.stats.cache_misses.values()) == 1
     assert sum(second.stats.cache_hits.values()) == 1

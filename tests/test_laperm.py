@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference_laperm as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import laperm as reference
 from strategies import weights_and_axes
 
 import p2t_jax as p2t

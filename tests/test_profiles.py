@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference_laperm as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from oracles import laperm as reference
 from strategies import weights_and_axes
 
 from p2t_jax.profiles import profile_similarity, weight_profiles

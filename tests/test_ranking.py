@@ -1,15 +1,17 @@
 """The ranking kernel against the definition of a ranking, and against NumPy's stable sort."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
-import reference_laperm as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import laperm as oracle
 from strategies import DTYPES, arrays
 
-from p2t_jax import _ranking as ranking
-from p2t_jax._host import per_row as host
-from p2t_jax._host.kernels import radix as rank
+from p2t_jax import _leaves
+from p2t_jax._host import per_row
+from p2t_jax._host.kernels import radix
 
 
 @st.composite
@@ -21,13 +23,13 @@ def rows(draw, dtypes=(*DTYPES, np.float64)):
 
 def sort(w):
     out = np.empty_like(w)
-    rank.sort_rows(w, out)
+    radix.sort(w[..., None], out[..., None], 0, len(w))
     return out
 
 
-def synchronize(phi, theta_sorted):
+def give_ranking(theta_sorted, phi):
     out = np.empty_like(phi)
-    rank.synchronize_rows(phi, theta_sorted, out)
+    radix.give_ranking(theta_sorted[..., None], phi[..., None], out[..., None], 0, len(phi))
     return out
 
 
@@ -35,10 +37,10 @@ def synchronize(phi, theta_sorted):
 @settings(max_examples=300, deadline=None)
 def test_kernel_agrees_with_the_reference_to_the_bit(pair):
     theta_0, phi = pair
-    theta_sorted = reference.sort_weight_vectors(theta_0, (1,))
+    theta_sorted = oracle.sort_weight_vectors(theta_0, (1,))
     assert sort(theta_0).tobytes() == theta_sorted.tobytes()
-    expected = reference.synchronize(theta_sorted, phi, (1,))
-    assert synchronize(phi, theta_sorted).tobytes() == expected.tobytes()
+    expected = oracle.synchronize(theta_sorted, phi, (1,))
+    assert give_ranking(theta_sorted, phi).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, np.float64])
@@ -52,27 +54,52 @@ def test_kernel_agrees_with_numpy_where_the_radix_sort_takes_over(dtype, n):
     theta_sorted = np.sort(rng.normal(size=(2, n)), axis=1).astype(dtype)
     expected = np.empty_like(phi)
     np.put_along_axis(expected, order, theta_sorted, axis=1)
-    assert synchronize(phi, theta_sorted).tobytes() == expected.tobytes()
+    assert give_ranking(theta_sorted, phi).tobytes() == expected.tobytes()
     assert sort(phi).tobytes() == np.take_along_axis(phi, order, axis=1).tobytes()
+
+
+@pytest.mark.parametrize("inner", [1, 2, 15, 16, 17, 40])
+def test_kernel_does_any_range_of_any_block(inner):
+    rng = np.random.default_rng(inner)
+    phi = rng.normal(size=(3, 30, inner)).astype(np.float32)
+    theta_sorted = np.sort(rng.normal(size=phi.shape).astype(np.float32), axis=1)
+    expected, out = np.empty_like(phi), np.zeros_like(phi)
+    np.put_along_axis(expected, np.argsort(phi, axis=1, kind="stable"), theta_sorted, axis=1)
+    ends = sorted({0, 1, inner, inner + 1, 2 * inner - 1, 3 * inner})
+    for start, stop in pairwise(ends):
+        radix.give_ranking(theta_sorted, phi, out, start, stop)
+    np.testing.assert_array_equal(out, expected)
 
 
 @given(data=st.data(), shape=st.lists(st.integers(0, 4), min_size=1, max_size=4).map(tuple))
 @settings(max_examples=100, deadline=None)
-def test_rows_are_weight_vectors_and_go_back_where_they_were(data, shape):
+def test_rows_and_blocks_are_weight_vectors_and_go_back_to_their_place(data, shape):
     subsets = st.lists(st.sampled_from(range(len(shape))), min_size=1, unique=True)
     axes = tuple(data.draw(subsets.map(sorted)))
     array = np.arange(np.prod(shape)).reshape(shape)
-    rows = host._rows(array, axes)
-    vectors = [array[j].ravel() for j in reference.weight_vectors(array, axes)]
-    np.testing.assert_array_equal(rows, np.reshape(vectors, rows.shape))
-    np.testing.assert_array_equal(host._unrows(rows, shape, axes), array)
+    n = _leaves.vector_length(shape, axes)
+    vectors = [array[j].ravel() for j in oracle.weight_vectors(array, axes)]
+    vectors = np.array(vectors, int).reshape(len(vectors), n)
+    rows = _leaves.to_rows(array, axes)
+    np.testing.assert_array_equal(rows.reshape(vectors.shape), vectors)
+    np.testing.assert_array_equal(_leaves.from_rows(rows, shape, axes), array)
+    block = _leaves.to_block(array, axes)
+    assert block.flags.c_contiguous
+    np.testing.assert_array_equal(np.moveaxis(block, 1, 2).reshape(vectors.shape), vectors)
+    np.testing.assert_array_equal(_leaves.from_block(block, shape, axes), array)
+
+
+def test_a_block_of_a_dense_or_a_conv_kernel_is_no_copy():
+    for shape, axes in [((30, 7), (0,)), ((3, 3, 8, 16), (0, 1, 2)), ((7, 30), (1,))]:
+        array = np.zeros(shape)
+        assert np.shares_memory(_leaves.to_block(array, axes), array)
 
 
 def test_many_threads_give_what_one_gives():
     rng = np.random.default_rng(0)
     shapes, axes = [(784, 500), (3, 3, 64, 64), (5, 4, 300)], [(0,), (0, 1, 2), (0, 2)]
     phi = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-    results = host._run(ranking._sort_kernel, axes, phi)
+    results = per_row.run_on_host(radix.sort, axes, *phi)
     for w, leaf_axes, result in zip(phi, axes, results, strict=True):
-        expected = np.sort(host._rows(w, leaf_axes), axis=-1)
-        np.testing.assert_array_equal(host._rows(result, leaf_axes), expected)
+        expected = np.sort(_leaves.to_rows(w, leaf_axes), axis=-1)
+        np.testing.assert_array_equal(_leaves.to_rows(result, leaf_axes), expected)

@@ -122,7 +122,7 @@ def _flat_in_jax(*flat: jax.Array, function: RowsFunction, axes: Sequence[Axes])
     return in_jax(function, axes, *_groups(flat, axes))
 
 
-def _on_host(kernel: Kernel, axes: Sequence[Axes], *flat: Array) -> list[Array]:
+def run_on_host(kernel: Kernel, axes: Sequence[Axes], *flat: Array) -> list[Array]:
     """Run the kernel on all vectors, shared among threads. No JAX: it could deadlock."""
     outs, shapes, jobs = [], [], []
     for leaf_axes, *leaf in zip(axes, *_groups(flat, axes), strict=True):
@@ -163,7 +163,7 @@ def _by_callback(
             np.asarray(x) if dtype.itemsize < 8 else np.asarray(x).view(dtype)[..., 0]
             for x, dtype in zip(received, dtypes, strict=True)
         ]
-        results = _on_host(kernel, axes, *arrays)
+        results = run_on_host(kernel, axes, *arrays)
         return [
             x if x.dtype.itemsize < 8 else np.ascontiguousarray(x)[..., None].view(np.uint32)
             for x in results

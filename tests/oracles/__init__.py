@@ -1,0 +1,1 @@
+"""The algorithms and formats transcribed literally, slow and obvious: what tests compare with."""

@@ -1,0 +1,212 @@
+"""What the tests share: parameters, gradients, both optimizers, training loops, assertions.
+
+All arithmetic of a run of `OPTIMIZERS` over `GRADS` is exact, or the same on every path. So the way
+of running it (eager, jit, scan, any number of devices, any layout) must not change a single bit.
+"""
+
+import contextlib
+import functools
+import threading
+
+import chex
+import jax
+import numpy as np
+import optax
+from oracles import laperm as oracle
+
+import p2t_jax as p2t
+
+STEPS = 7
+
+_rng = np.random.default_rng(0)
+
+
+def grid(*shape, unit):
+    """Multiples of `unit` between -2 and 2: sums of them are exact, and many are equal."""
+    bound = int(2 / unit)
+    return (_rng.integers(-bound, bound, shape) * unit).astype(np.float32)
+
+
+# 16, 24 and 10 vectors: 8 devices divide the first two. SGPerm needs 20 weights for two subsets.
+PARAMS = {
+    "Conv_0": {"kernel": grid(3, 3, 8, 16, unit=1 / 4), "bias": grid(16, unit=1 / 4)},
+    "Dense_0": {"kernel": _rng.normal(size=(32, 24)).astype(np.float32), "bias": grid(24, unit=1)},
+    "Dense_1": {"kernel": _rng.normal(size=(40, 10)).astype(np.float32)},
+}
+AXES = {
+    "Conv_0": {"kernel": (0, 1, 2), "bias": None},
+    "Dense_0": {"kernel": (0,), "bias": None},
+    "Dense_1": {"kernel": (0,)},
+}
+GRADS = jax.tree.map(lambda w: grid(STEPS, *w.shape, unit=1 / 256), PARAMS)
+
+# How each optimizer is made, with an inner optimizer and options of its own.
+SGD, MOMENTUM = optax.sgd(0.5), optax.sgd(1.0, momentum=0.5)
+OPTIMIZERS = {
+    "laperm": lambda inner=SGD, **options: p2t.laperm(inner, 3, **options),
+    "sgperm": lambda inner=MOMENTUM, **options: p2t.sgperm(0, 0.3, 0.25, inner=inner, **options),
+}
+TX = {name: make() for name, make in OPTIMIZERS.items()}
+OPTIONS = {"laperm": ("vectors",), "sgperm": ("key", "inner", "priority", "vectors", "axis_name")}
+STEP_NAMES = {"laperm": "sync_step", "sgperm": "sgperm_step"}
+WEIGHTS_NAMES = {"laperm": "theta_sorted", "sgperm": "theta"}
+
+
+# Training
+
+
+def step(params, state, grads, tx):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+@functools.cache
+def jitted_step(tx):
+    return jax.jit(functools.partial(step, tx=tx))
+
+
+def train(step, params, state, grads=GRADS):
+    """Runs `step` on every `grads[i]`; waits for each, as JAX on few cores wants it.
+
+    Without the wait, JAX 0.10.2 with more CPU devices than cores hangs in the collectives of a
+    pmap, whatever the optimizer.
+    """
+    for i in range(len(jax.tree.leaves(grads)[0])):
+        params, state = jax.block_until_ready(step(params, state, member(grads, i)))
+    return params, state
+
+
+def train_jit(tx, params=PARAMS, grads=GRADS):
+    return train(jitted_step(tx), params, tx.init(params), grads)
+
+
+def train_scan(tx, params=PARAMS, grads=GRADS):
+    def body(carry, grads):
+        return step(*carry, grads, tx), None
+
+    return jax.lax.scan(body, (params, tx.init(params)), grads)[0]
+
+
+@functools.cache
+def expected(name):
+    """Parameters, state, and exact permutation after the run, by the plainest of loops."""
+    params, state = train_jit(TX[name])
+    return params, state, p2t.permuted_params(state, params)
+
+
+def member(tree, i, axis=0):
+    return jax.tree.map(lambda x: np.take(np.asarray(x), i, axis), tree)
+
+
+def stack(trees, axis=0):
+    return jax.tree.map(lambda *x: np.stack(x, axis), *trees)
+
+
+def weight_vectors_of(params):
+    """Without what the inner optimizer trains alone."""
+    return {layer: leaves["kernel"] for layer, leaves in params.items()}
+
+
+@contextlib.contextmanager
+def config(option, value):
+    """A setting of JAX for all threads; the context managers of JAX are for the calling one."""
+    old = jax.config.read(option)
+    jax.config.update(option, value)
+    try:
+        yield
+    finally:
+        jax.config.update(option, old)
+
+
+# Assertions, beside those of chex
+
+
+def assert_identical(tree, expected):
+    """The same bits: not -0.0 for 0.0, not another dtype."""
+    chex.assert_trees_all_equal_dtypes(tree, expected)
+    chex.assert_trees_all_equal(bits(tree), bits(expected), strict=True)
+
+
+def bits(tree):
+    return jax.tree.map(lambda x: np.asarray(x).view(f"u{np.asarray(x).itemsize}"), tree)
+
+
+def reordered(initial, phi, axes=AXES):
+    """Section 3.1: the initial weights in the order of phi; phi where there are no axes."""
+
+    def leaf(theta, phi, axes):
+        if axes is None:
+            return np.asarray(phi)
+        theta_sorted = oracle.sort_weight_vectors(np.array(theta), axes)
+        return oracle.synchronize(theta_sorted, np.asarray(phi), axes)
+
+    return _map_with_axes(leaf, axes, initial, phi)
+
+
+def assert_permuted(name, final, initial, params, axes=AXES):
+    """`final` is what `permuted_params` promises of `params`."""
+    chex.assert_trees_all_equal_structs(final, params)
+    if name == "laperm":
+        chex.assert_trees_all_equal(final, reordered(initial, params, axes))
+        return
+
+    def leaf(final, initial, params, axes):
+        if axes is None:
+            np.testing.assert_array_equal(final, params)
+            return
+        vectors = (np.moveaxis(np.asarray(x), axes, range(len(axes))) for x in (final, initial))
+        final_rows, initial_rows = (x.reshape(-1, *x.shape[len(axes) :]) for x in vectors)
+        np.testing.assert_array_equal(np.sort(final_rows, 0), np.sort(initial_rows, 0))
+        # As often as its parameters were updated, an error of rounding.
+        tolerance = 4 * float(jax.numpy.finfo(params.dtype).eps)
+        chex.assert_trees_all_close(final, params, rtol=tolerance, atol=tolerance)
+
+    _map_with_axes(leaf, axes, final, initial, params)
+
+
+def _map_with_axes(function, axes, *trees):
+    leaves = map(jax.tree.structure(trees[0]).flatten_up_to, (*trees, axes))
+    results = [function(*leaf) for leaf in zip(*leaves, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(trees[0]), results)
+
+
+def moved(tree, other):
+    """The fraction of the weights of each kernel that are not the same in both trees."""
+    return [
+        float(np.mean(np.asarray(a) != np.asarray(b)))
+        for a, b in zip(*map(jax.tree.leaves, (tree, other)), strict=True)
+        if np.ndim(a) > 1
+    ]
+
+
+# The host: what knows how the library calls it stands here and nowhere else in the tests
+
+CALLBACK = "xla_ffi_python_cpu_callback"  # in the text of a compiled programme
+
+
+def spy_on_the_host(monkeypatch):
+    """One entry for each call of the host: (vectors, weights in each) of every leaf given to it."""
+    from p2t_jax._host import per_row
+
+    calls, lock, run = [], threading.Lock(), per_row.run_on_host
+
+    def spy(kernel, axes, *flat):
+        shapes = []
+        for array, leaf_axes in zip(flat, axes, strict=False):
+            n = int(np.prod([array.shape[axis] for axis in leaf_axes]))
+            shapes.append((array.size // n if n else 0, n))
+        with lock:
+            calls.append(tuple(shapes))
+        return run(kernel, axes, *flat)
+
+    monkeypatch.setattr(per_row, "run_on_host", spy)
+    return calls
+
+
+def shares(parts=1, params=PARAMS):
+    """What one of `parts` devices is given: its share of each kernel's vectors, rounded up."""
+    return tuple(
+        (-(-w.shape[-1] // parts), w.size // w.shape[-1])
+        for w in jax.tree.leaves(params)
+        if w.ndim > 1
+    )

@@ -16,7 +16,7 @@ import p2t_jax as p2t
 from common import data, models, training
 from common.records import Record
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compile_fast")]
 MODEL = models.MLP((12, 10))
 
 

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import p2t_jax as p2t
-from common import data, models, training
+from common import data, models, search, training
 from common.records import Record
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compile_fast")]
@@ -196,18 +196,41 @@ def test_scripts_called_for_some_runs_add_to_one_record(tmp_path, monkeypatch):
 
 
 def test_a_search_repeats_no_trial_of_its_record(tmp_path, monkeypatch):
-    import fully_connected
-
     def search(trials):
         run(monkeypatch, tmp_path, "fully_connected", "--search", str(trials))
-        return Record.load(fully_connected.SEARCH, tmp_path)
+        return Record.load("fully_connected_search", tmp_path)
 
-    first = search(2).contents["trials"]
-    known = first[0]["accuracy"]["0"] = 0.1234
-    record = Record.load(fully_connected.SEARCH, tmp_path)
-    record.contents["trials"][0]["accuracy"]["0"] = known
-    record.save(fully_connected.SEARCH, tmp_path)
-    trials = search(3).contents["trials"]
-    assert trials[0]["accuracy"]["0"] == known
-    by_optimizer = [done["optimizer"] for done in trials]
-    assert sorted(by_optimizer) == ["Adam"] * 3 + ["SGPerm"] * 3
+    record = search(1)
+    record.contents["trials"][0]["accuracy"]["0"] = 0.1234
+    record.save("fully_connected_search", tmp_path)
+    trials = search(2).contents["trials"]
+    assert trials[0]["accuracy"]["0"] == 0.1234
+    assert [done["optimizer"] for done in trials] == ["SGPerm", "Adam", "SGPerm", "Adam"]
+    assert all(len(done["accuracy"]) == 3 for done in trials)
+
+
+def test_a_search_interrupted_anywhere_finds_the_same():
+    def accuracy(optimizer, hyperparameters, seed):
+        values = [value for value in hyperparameters.values() if not isinstance(value, str)]
+        return float(np.exp(-np.square(values).sum() - seed))
+
+    def trials_of(*counts):
+        record = Record()
+        for count in counts:
+            search.search(record, count, accuracy, lambda: None)
+        return {name: search.trials(record, name) for name in search.GIVEN}, record
+
+    (whole, record), (parts, _) = trials_of(14), trials_of(1, 5, 9, 14)
+    for name, made in whole.items():
+        assert [done["hyperparameters"] for done in parts[name]] == [
+            done["hyperparameters"] for done in made
+        ]
+        best = max(made, key=lambda done: done["accuracy"]["0"])
+        assert search.winner(record, name) == best
+        for done in made[search.RANDOM_TRIALS :]:
+            chosen = done["hyperparameters"]
+            if name == "SGPerm":
+                assert 0 < chosen["lambda_0"] <= chosen["lambda_max"] <= 1
+                assert 0 < chosen["beta_1"] < 1 < chosen["beta_2"]
+            else:
+                assert 0 < chosen["last_rate"] <= chosen["rate"]

@@ -4,38 +4,25 @@
     python examples/paper/fully_connected.py --data-dir DIR --search TRIALS
 
 SGPerm and Adam, each with the paper's hyperparameters and with searched ones (Figure 10).
-`--search` is that search: as many trials for Adam as for SGPerm, on 50,000 training images of
-MNIST, judged by the other 10,000; it does not look at test images. Trials in its record are not
-repeated.
+`--search` is that search (common/search.py): as many trials for Adam as for SGPerm, on 50,000
+training images of MNIST, judged by the other 10,000; it does not look at test images. Trials in its
+record are not repeated.
 """
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from tqdm import tqdm
 
 import p2t_jax as p2t
 from common import data, figures, models, training
 from common.algorithm_1 import VECTORS, sgperm
 from common.experiment import Experiment, mnist, parser, versions
 from common.records import Record, spread, table
+from common.search import ADAM, THE_PAPERS, search, trials, winner
 
 BATCHES, EVERY = 800, 25
 SEARCH = "fully_connected_search"  # its record
-FINALISTS, FINAL_SEEDS = 3, (0, 1, 2)
-THE_PAPERS = {
-    "alpha_0": 0.07, "alpha_min": 0.005, "beta_1": 0.985,
-    "lambda_0": 0.05, "lambda_max": 0.1, "beta_2": 1 / 0.995,
-    "momentum": 0.9, "lower": "mean",
-}  # fmt: skip
-# The best of an earlier search, for another rule of which cycles are found.
-EARLIER = {
-    "alpha_0": 0.064, "alpha_min": 0.0006, "beta_1": 0.9969,
-    "lambda_0": 0.087, "lambda_max": 0.57, "beta_2": 1.0156,
-    "momentum": 0.94, "lower": "mean",
-}  # fmt: skip
-ADAM = {"rate": 1e-3, "last_rate": 1e-3, "b1": 0.9}
 CYCLES_AT = [1, 10, 100, 800]  # the mini-batches whose permutations are looked at
 DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 
@@ -52,90 +39,21 @@ def adam(seed, rate, last_rate, b1):
 OPTIMIZERS = {"SGPerm": sgperm, "Adam": adam}
 
 
-def between(rng, low, high):
-    """Evenly in the logarithm, to three digits."""
-    return float(f"{np.exp(rng.uniform(np.log(low), np.log(high))):.3g}")
-
-
-def random_sgperm(rng):
-    lambda_0 = between(rng, 0.01, 0.3)
-    return {
-        "lower": str(rng.choice(["mean", "smallest"])),
-        "alpha_0": between(rng, 0.03, 0.5),
-        "alpha_min": between(rng, 0.0005, 0.02),
-        "beta_1": round(1 - between(rng, 0.002, 0.05), 5),
-        "lambda_0": lambda_0,
-        "lambda_max": float(f"{min(1.0, lambda_0 * between(rng, 1, 10)):.3g}"),
-        "beta_2": round(1 + between(rng, 0.001, 0.02), 5),
-        "momentum": round(1 - between(rng, 0.01, 0.2), 4),
-    }
-
-
-def random_adam(rng):
-    rate = between(rng, 3e-4, 1e-2)
-    return {
-        "rate": rate,
-        "last_rate": float(f"{rate * between(rng, 0.01, 1):.3g}"),
-        "b1": round(1 - between(rng, 0.02, 0.2), 4),
-    }
-
-
-def trials_of(optimizer, count):
-    """The paper's hyperparameters, then random ones; a longer list begins as a shorter one does."""
-    first = {"SGPerm": [THE_PAPERS, EARLIER], "Adam": [ADAM]}[optimizer]
-    draw = {"SGPerm": random_sgperm, "Adam": random_adam}[optimizer]
-    return [*first, *(draw(np.random.default_rng([0, i])) for i in range(1, count))][:count]
-
-
-def search(options):
-    """Random search: all trials with one seed, then the best with more; the best mean wins."""
+def search_both(options):
+    """Search on training images, a sixth of them held back to judge by."""
     dataset = data.load("mnist", options.data_dir)
     held_back = mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
     record = Record.load(SEARCH, options.output_dir)
-    record.contents |= {"experiment": SEARCH, "versions": versions()}
-    known = record.contents.setdefault("trials", [])
-    finals = FINAL_SEEDS[1:] if not options.short else ()
+    record.contents = {"experiment": SEARCH, "versions": versions()} | record.contents
 
     def accuracy(optimizer, hyperparameters, seed):
         tx = OPTIMIZERS[optimizer](seed, **hyperparameters)
         start = training.initial_state(network(), tx, held_back, seed)
-        at = [20 if options.short else BATCHES]
+        at = [5 if options.short else BATCHES]
         run = training.fit(network(), tx, held_back, start, seed=seed, evaluate_at=at)
         return round(float(run.accuracy[-1]), 4)
 
-    def trial(optimizer, hyperparameters):
-        for done in known:
-            if (done["optimizer"], done["hyperparameters"]) == (optimizer, hyperparameters):
-                return done
-        known.append({"optimizer": optimizer, "hyperparameters": hyperparameters, "accuracy": {}})
-        return known[-1]
-
-    def judge(done, seeds):
-        for seed in map(str, seeds):  # keys of JSON
-            if seed not in done["accuracy"]:
-                hyperparameters = done["hyperparameters"]
-                done["accuracy"][seed] = accuracy(done["optimizer"], hyperparameters, int(seed))
-                record.save(SEARCH, options.output_dir)
-
-    for optimizer in OPTIMIZERS:
-        for hyperparameters in tqdm(trials_of(optimizer, options.search), desc=optimizer):
-            judge(trial(optimizer, hyperparameters), FINAL_SEEDS[:1])
-    for optimizer in OPTIMIZERS:
-        for done in ranking(record, optimizer)[:FINALISTS]:
-            judge(done, finals)
-        print(optimizer, winner(record, optimizer))
-
-
-def ranking(record, optimizer):
-    """The trials of an optimizer, the best with the first seed first."""
-    trials = [done for done in record.contents["trials"] if done["optimizer"] == optimizer]
-    return sorted(trials, key=lambda done: -done["accuracy"].get("0", 0))
-
-
-def winner(record, optimizer):
-    """The finalist with the best mean."""
-    finalists = ranking(record, optimizer)[:FINALISTS]
-    return max(finalists, key=lambda done: np.mean([*done["accuracy"].values()]))
+    search(record, options.search, accuracy, lambda: record.save(SEARCH, options.output_dir))
 
 
 def runs():
@@ -156,7 +74,7 @@ def main():
     options.add_argument("--search", type=int, metavar="TRIALS", help="search hyperparameters")
     options = options.parse_args()
     if options.search:
-        return search(options)
+        return search_both(options)
     evaluate_at = range(0, 51, 25) if options.short else range(0, BATCHES + 1, EVERY)
     experiment = Experiment("fully_connected", options, batch_size=64, runs=runs())
     for name, title in DATA.items():
@@ -216,13 +134,12 @@ def accuracy_table(record):
 def search_table(record):
     rows = []
     for optimizer in OPTIMIZERS:
-        trials = [done for done in record.contents["trials"] if done["optimizer"] == optimizer]
-        best = winner(record, optimizer)
+        made, best = trials(record, optimizer), winner(record, optimizer)
         rows.append(
             [
                 optimizer,
-                str(len(trials)),
-                spread([*trials[0]["accuracy"].values()]),
+                str(len(made)),
+                spread([*made[0]["accuracy"].values()]),
                 spread([*best["accuracy"].values()]),
                 ", ".join(f"{what} {value}" for what, value in best["hyperparameters"].items()),
             ]

@@ -51,6 +51,7 @@ def permutation_of(
         if leaf.axes is None:
             sources.append(None)
             continue
+        initial = _leaves.placed_like(leaf.array, initial)
         rows = (_leaves.to_rows(_bits(array), leaf.axes) for array in (leaf.array, initial))
         source = _sources(*rows)
         if not isinstance(source, jax.core.Tracer) and (source < 0).any():

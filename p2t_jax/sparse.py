@@ -148,7 +148,7 @@ def keep_zeros(*, vectors: VectorSpec = "flax") -> optax.GradientTransformation:
         pruned, treedef = jax.tree.flatten(state.pruned)
         delta = _leaves.matching("updates", updates, state.pruned)
         stopped = [
-            None if u is None else jnp.where(zero, jnp.zeros_like(u), u)
+            None if u is None else jnp.where(_leaves.placed_like(u, zero), jnp.zeros_like(u), u)
             for zero, u in zip(pruned, delta, strict=True)
         ]
         return jax.tree.unflatten(treedef, stopped), state

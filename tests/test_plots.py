@@ -206,6 +206,13 @@ def test_connections_leave_zeros_blank_and_draw_all_else(ax):
     np.testing.assert_array_equal(image.filled(0), pruned)
 
 
+def test_a_small_weight_is_told_from_none(ax):
+    image = plots.connections(np.array([[1e-6, 0.0], [-1e-6, 1.0]]), ax=ax).images[0]
+    small = image.to_rgba(image.get_array())[:, 0]
+    assert (small[:, :3] < 0.2).all()
+    assert image.to_rgba(image.get_array())[0, 1, 3] == 0
+
+
 def test_the_scale_of_signed_weights_is_symmetric(ax):
     weights = RNG.normal(size=(30, 20))
     plots.connections(weights, ax=ax).set(xlim=(10, 15), ylim=(20, 10))  # a closer look

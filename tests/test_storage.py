@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-import reference_codec as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
+from oracles import storage as reference
 from strategies import arrays
 
 import p2t_jax as p2t
@@ -207,7 +207,7 @@ def test_a_forked_child_packs_after_its_parent_has(monkeypatch):
 
 
 class TestFormat:
-    """The decoder of tests/reference_codec.py is written from docs/storage.md alone."""
+    """The decoder of tests/oracles/storage.py is written from docs/storage.md alone."""
 
     @settings(deadline=None)
     @given(st.lists(leaves(), max_size=3), st.integers(1, 40))

@@ -147,7 +147,7 @@ def lengths_of_cycles() -> None:
         for priority in ("nearest", "farthest", "random"):
             number = getattr(cycles, priority.upper())
             cycles.search_rows(weights, r, 0.07, 20, SEED, np.arange(len(w)), number, source)
-            lengths, counts = np.unique(p2t.cycle_lengths(source), return_counts=True)
+            lengths, counts = np.unique(p2t.permutations.cycle_lengths(source), return_counts=True)
             found = counts[lengths > 1] / lengths[lengths > 1]
             share = counts[lengths == 2].sum() / 2 / found.sum()
             print(f"  {how:8} {priority:9} {share:6.1%}")

@@ -9,12 +9,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 
 from p2t_jax import _leaves
 from p2t_jax._vectors import VectorSpec
 
 Array: TypeAlias = npt.NDArray[Any]
 
+# For weights beside blanks: blue below zero, orange above, dark near zero.
+DARK_AT_ZERO = LinearSegmentedColormap.from_list(
+    "dark_at_zero", ["#56B4E9", "#0072B2", "#202020", "#D55E00", "#E69F00"]
+)
 MARKED = "black"  # places of a subset: no colour of the map of signed weights
 
 

@@ -204,9 +204,9 @@ def connections(
 ) -> Axes:
     """Draws a weight matrix as a heat map with zeros left blank: its connections (Figure 13).
 
-    Each column is a weight vector, each row an input (Section 1.1). Negative weights are blue and
-    positive ones red. For a closer look at some of them (Figure 14), limit the axes, for instance
-    `ax.set(xlim=(50, 150), ylim=(400, 300))`.
+    Each column is a weight vector, each row an input (Section 1.1). Negative weights are blue,
+    positive ones orange, and small ones dark, to be told from zeros. For a closer look at some
+    (Figure 14), limit the axes, for instance `ax.set(xlim=(50, 150), ylim=(400, 300))`.
 
     Args:
         weights: A parameter of any rank.
@@ -233,7 +233,8 @@ def connections(
     ax = _inputs.axes_or_current(ax)
     # A matrix has more entries than a picture has pixels. Averaging the weights under a pixel would
     # invent some; averaging their colours shows how dense the connections are.
-    defaults = {"aspect": "auto", "interpolation_stage": "rgba"} | _inputs.signed_colors(matrix)
+    defaults = _inputs.signed_colors(matrix) | {"cmap": _inputs.DARK_AT_ZERO}
+    defaults |= {"aspect": "auto", "interpolation_stage": "rgba"}
     ax.imshow(np.ma.masked_equal(matrix, 0), **defaults | options)
     ax.set(xlabel="neuron", ylabel="input")
     return ax

@@ -19,9 +19,9 @@ import p2t_jax as p2t
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
-SHAPES = {"bias": (3,), "conv": {"kernel": (2, 2, 6, 3)}, "kernel": (24, 3)}
+SHAPES = {"bias": (3,), "conv": {"kernel": (3, 3, 3, 3)}, "kernel": (27, 3)}
 AXES = {"bias": None, "conv": {"kernel": (0, 1, 2)}, "kernel": (0,)}
-DENSE = {"bias": (3,), "kernel": (24, 3)}
+DENSE = {"bias": (3,), "kernel": (27, 3)}
 
 
 def numbers(seed, shapes=SHAPES, dtype=jnp.float32):

@@ -100,10 +100,12 @@ def search(
     if theta.dtype.itemsize < 4:  # Numba computes with neither float16 nor bfloat16.
         o, i = np.divmod(np.arange(start, stop), theta.shape[2])
         operands = (theta, r, alpha, partition_ratio, seed)
-        columns: list[Any] = [x[o, :, i][..., None] for x in operands]
-        columns[0] = columns[0].astype(np.float32)
-        moved = np.empty_like(columns[0])
-        search(*columns, moved, 0, stop - start, lower=lower, priority=priority)
+        w, r, alpha, partition_ratio, seed = (x[o, :, i][..., None] for x in operands)
+        w = w.astype(np.float32)
+        moved, count = np.empty_like(w), stop - start
+        search(
+            w, r, alpha, partition_ratio, seed, moved, 0, count, lower=lower, priority=priority
+        )  # fmt: skip
         out[o, :, i] = moved[..., 0].astype(theta.dtype)
         return
     _search(

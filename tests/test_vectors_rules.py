@@ -143,6 +143,11 @@ def test_equinox_decides_by_the_class_of_a_module():
     }
 
 
+def test_an_equinox_layer_within_a_layer_decides():
+    model = eqx.nn.WeightNorm(eqx.nn.Linear(2, 3, key=KEY))
+    assert permuted("equinox", eqx.filter(model, eqx.is_array)) == {"layer/weight": (1,)}
+
+
 def test_a_stack_of_equinox_layers_is_asked_for():
     layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(2, 3, key=key))(jax.random.split(KEY, 4))
     with pytest.raises(ValueError, match=r"a Linear's weight has rank 2: it may be a stack"):

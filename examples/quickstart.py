@@ -1,4 +1,4 @@
-"""Train a small network on handwritten digits, by Adam and by permuting its initial weights.
+"""Train a small network on handwritten digits, with Adam, LAPerm and SGPerm.
 
     python examples/quickstart.py [--short] [--output quickstart.png]
 
@@ -15,14 +15,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax.training.train_state import TrainState
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from tqdm import tqdm
 
 import p2t_jax as p2t
+from p2t_jax import plots
 
 BATCH = 64
 EVALUATE_EVERY = 20
+OPTIMIZERS = {
+    "Adam": optax.adam(1e-3),
+    "LAPerm": p2t.laperm(optax.adam(1e-3), sync_period=20),
+    # The default, "mean", suits longer weight vectors: here it would let no movement get small.
+    "SGPerm": p2t.sgperm(key=0, lower="smallest"),
+}
 
 
 class MLP(nn.Module):
@@ -45,61 +52,76 @@ def train_step(state, images, labels):
 
 
 @jax.jit
-def accuracy(state, images, labels):
-    return (state.apply_fn(final_params(state), images).argmax(axis=-1) == labels).mean()
+def accuracy(params, images, labels):
+    return (MLP().apply(params, images).argmax(axis=-1) == labels).mean()
 
 
-def final_params(state):
-    """Of a network that was permuted, the exact permutation is what counts."""
-    permutes = optax.tree.get(state.opt_state, "vectors") is not None
-    return p2t.permuted_params(state.opt_state, state.params) if permutes else state.params
+def final_params(name, state):
+    """The parameters to evaluate: with LAPerm and SGPerm, the exact permutation."""
+    return state.params if name == "Adam" else p2t.permuted_params(state.opt_state, state.params)
 
 
-def train(name, tx, params, data, steps):
-    """Train; return the final parameters, [(step, test accuracy)] and milliseconds a step."""
+def train(name, params, data, steps):
+    """Train; return the final parameters, [(step, test accuracy)] and milliseconds per step."""
     train_images, test_images, train_labels, test_labels = data
-    state = TrainState.create(apply_fn=MLP().apply, params=params, tx=tx)
+    state = TrainState.create(apply_fn=MLP().apply, params=params, tx=OPTIMIZERS[name])
     jax.block_until_ready(train_step(state, train_images[:BATCH], train_labels[:BATCH]))  # compile
     rng = np.random.default_rng(0)
-    curve, seconds = [(0, float(accuracy(state, test_images, test_labels)))], 0.0
-    for step in tqdm(range(1, steps + 1), desc=f"{name:>6}", unit="step"):
+    curve, seconds = [(0, float(accuracy(params, test_images, test_labels)))], 0.0
+    for step in range(1, steps + 1):
         batch = rng.integers(len(train_images), size=BATCH)
         start = time.perf_counter()
         state = jax.block_until_ready(train_step(state, train_images[batch], train_labels[batch]))
         seconds += time.perf_counter() - start
         if step % EVALUATE_EVERY == 0 or step == steps:
-            curve.append((step, float(accuracy(state, test_images, test_labels))))
-    return final_params(state), curve, 1e3 * seconds / steps
+            evaluated = final_params(name, state)
+            curve.append((step, float(accuracy(evaluated, test_images, test_labels))))
+    return final_params(name, state), curve, 1e3 * seconds / steps
 
 
 def weights(params):
-    """All weights, biases left out, in one array."""
+    """All weights, without biases, in one array."""
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim > 1])
 
 
 def draw(results, initial_params, path):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name, (_, curve, _) in results.items():
-        left.plot(*zip(*curve, strict=True), label=name)
-    left.set(title="Learning curves", xlabel="mini-batches", ylabel="test accuracy")
-    left.legend()
+    """Learning curves, and the sorted weights of one neuron before and after training."""
 
     def profile(params):
         return np.sort(params["params"]["Dense_1"]["kernel"][:, 0])
 
-    for size, (name, (params, _, _)) in zip((5, 11, 5), results.items(), strict=True):
-        right.plot(profile(params), ".", label=f"after {name}", markersize=size)
-    right.plot(profile(initial_params), "k-", linewidth=1, label="before training")
-    right.set(
-        title="A weight profile (one neuron's sorted weights)", xlabel="rank", ylabel="weight"
+    figure, axs = plt.subplot_mosaic(
+        [["curves", *results]], figsize=(13, 3.8), width_ratios=[2.2, 1, 1, 1], layout="constrained"
     )
-    right.legend()
-    figure.savefig(path, dpi=120)
+    curves, *profiles = axs.values()
+    for name, (_, curve, _) in results.items():
+        steps, accuracies = np.transpose(curve)
+        curves.plot(steps, 1 - accuracies, label=name, color=plots.COLORS[name])
+    ticks = FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1])
+    curves.set(
+        title="(a) learning curves", xlabel="mini-batches", ylabel="test error", yscale="log"
+    )
+    curves.yaxis.set_major_locator(ticks)
+    curves.yaxis.set_minor_locator(NullLocator())
+    curves.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    curves.grid(axis="y", alpha=0.3)
+    curves.legend()
+
+    for ax, letter, (name, (params, _, _)) in zip(profiles, "bcd", results.items(), strict=True):
+        ax.plot(profile(params), ".", color=plots.COLORS[name], label=f"after {name}")
+        ax.plot(profile(initial_params), "k-", linewidth=1, label="before training")
+        ax.set(title=f"({letter}) {name}", xlabel="rank")
+        ax.sharey(profiles[0])
+        ax.legend(loc="upper left", fontsize="small")
+    profiles[0].set_ylabel("one neuron's sorted weights")
+    for ax in profiles[1:]:
+        ax.tick_params(labelleft=False)
+    figure.savefig(path, dpi=110)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--short", action="store_true", help="a few steps, to see that it works")
     parser.add_argument("--output", type=Path, default=Path("quickstart.png"))
     options = parser.parse_args()
     steps = 60 if options.short else 1500
@@ -109,24 +131,20 @@ def main():
     data = train_test_split(images, digits.target, test_size=0.25, random_state=0)
     initial_params = MLP().init(jax.random.key(0), images[:1])
 
-    optimizers = {
-        "Adam": optax.adam(1e-3),
-        "LAPerm": p2t.laperm(optax.adam(1e-3), sync_period=20),
-        "SGPerm": p2t.sgperm(key=0),
-    }
-    results = {
-        name: train(name, tx, initial_params, data, steps) for name, tx in optimizers.items()
-    }
+    results = {}
+    for name in OPTIMIZERS:
+        print(f"{steps:,} mini-batches with {name} ...", flush=True)
+        results[name] = train(name, initial_params, data, steps)
 
     before = weights(initial_params)
     print(
-        f"\n{len(before):,} weights, {len(np.unique(before)):,} distinct values before training\n"
+        f"\n{before.size:,} weights, {np.unique(before).size:,} distinct values before training\n"
     )
-    print("        test accuracy   distinct values   of these from before   ms a step")
+    print("        test accuracy   distinct values   of these from before   ms per step")
     for name, (params, curve, ms) in results.items():
         after = np.unique(weights(params))
         kept = np.isin(after, before).sum()
-        print(f"{name:>6}  {curve[-1][1]:13.1%}   {len(after):15,}   {kept:20,}   {ms:9.2f}")
+        print(f"{name:>6}  {curve[-1][1]:13.1%}   {after.size:15,}   {kept:20,}   {ms:11.2f}")
     print()
     for name, (params, _, _) in results.items():
         exact = bool(p2t.is_permutation(params, initial_params))

@@ -15,6 +15,7 @@ from p2t_jax._vectors import (
     flax_vectors,
     haiku_vectors,
     infer_vectors,
+    named_vectors,
     stacked,
     with_biases,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "is_permutation",
     "keep_zeros",
     "laperm",
+    "named_vectors",
     "pack",
     "permutations",
     "permuted_params",

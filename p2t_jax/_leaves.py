@@ -9,6 +9,7 @@ forms:
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -66,6 +67,22 @@ def not_empty(params: Any) -> None:
 
     if not jax.tree.leaves(params, is_leaf=stands_for_something):
         raise ValueError(f"params: contains no parameters: {params!r}.")
+
+
+def note_single_weights(leaves: Sequence[Leaf]) -> None:
+    """Warns of weight vectors of one weight, which have nothing to permute. For `init`."""
+    single = [
+        f"{leaf.name} {tuple(leaf.array.shape)}"
+        for leaf in leaves
+        if leaf.axes is not None and vector_length(leaf.array.shape, leaf.axes) == 1
+    ]
+    if single:
+        warnings.warn(
+            f"vectors: the weight vectors of {', '.join(single)} have one weight, so they cannot "
+            "be permuted, and stay at their initial values. Give None to let them train.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list[Any]:

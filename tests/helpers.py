@@ -7,8 +7,12 @@ of running it (eager, jit, scan, any number of devices, any layout) must not cha
 import contextlib
 import functools
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import chex
 import jax
@@ -127,15 +131,39 @@ def weight_vectors_of(params):
     return {layer: leaves["kernel"] for layer, leaves in params.items()}
 
 
+def in_a_new_process(code, timeout=120, **env):
+    """Runs Python code that may hang, or that asks for another environment; returns its output."""
+    path = os.pathsep.join([str(Path(p2t.__file__).parents[1]), str(Path(__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code],
+        env={**os.environ, "PYTHONPATH": path, **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
+    return done.stdout.strip()
+
+
 @contextlib.contextmanager
 def config(option, value):
     """A setting of JAX for all threads; the context managers of JAX are for the calling one."""
-    old = jax.config.read(option)
+    old = jax.config.values[option]
     jax.config.update(option, value)
     try:
         yield
     finally:
         jax.config.update(option, old)
+
+
+def path_of(key_path):
+    """The names on a path, whatever containers the tree has: a field is as good as a key."""
+    attributes = ("key", "name", "idx")
+    return tuple(
+        str(next(getattr(key, a) for a in attributes if hasattr(key, a))) for key in key_path
+    )
 
 
 # Assertions, beside those of chex

@@ -1,8 +1,6 @@
 """What goes wrong is said at the call that can see it, and breaks nothing; NaN loses no weight."""
 
 import functools
-import subprocess
-import sys
 
 import chex
 import helpers
@@ -382,5 +380,4 @@ def test_traced_hyperparameters_out_of_range_let_nothing_move(value):
 def test_importing_waits_for_no_library_that_may_be_missing_or_slow():
     optional = ["numba", "flax", "matplotlib", "equinox", "haiku", "orbax", "sklearn", "tqdm"]
     code = f"import sys, p2t_jax; print([name for name in {optional} if name in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert helpers.in_a_new_process(code) == "[]"

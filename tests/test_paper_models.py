@@ -10,8 +10,8 @@ import pytest
 
 import p2t_jax as p2t
 from common import models
-from p2t_jax._vectors import path_names, vector_axes
 
+pytestmark = pytest.mark.slow
 NETWORKS = {
     "mlp": (models.MLP((500, 300, 10)), (28, 28, 1)),
     "resnet": (models.ResNet20(), (32, 32, 3)),
@@ -36,7 +36,10 @@ def shapes(name):
 
 
 def named_leaves(tree):
-    return [(path_names(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [
+        (tuple(key.key for key in path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def fan_in(path, params):
@@ -67,11 +70,20 @@ def test_vgg_has_7_layers():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_parameter_has_known_weight_vectors(name):
-    params = shapes(name)["params"]
-    axes = vector_axes(p2t.flax_vectors, params)
-    for (path, leaf), of_leaf in zip(named_leaves(params), axes, strict=True):
-        assert of_leaf == (tuple(range(leaf.ndim - 1)) if path[-1] == "kernel" else None)
+def test_the_weight_vectors_are_those_of_the_rule_and_of_the_network_itself(name):
+    model, shape = NETWORKS[name]
+    variables = shapes(name)
+    params = variables.pop("params")
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    seen = p2t.infer_vectors(
+        lambda params, x, others: model.apply({"params": params, **others}, x),
+        params, images, variables,
+    )  # fmt: skip
+    flat = jax.tree.leaves(seen, is_leaf=lambda node: node is None or isinstance(node, tuple))
+    for (path, leaf), axes in zip(named_leaves(params), flat, strict=True):
+        assert axes == (tuple(range(leaf.ndim - 1)) if path[-1] == "kernel" else None), path
+        rule = p2t.flax_vectors(path, leaf)
+        assert ((rule,) if isinstance(rule, int) else rule) == axes, path
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,19 +1,22 @@
 """The experiments' scripts: they resume where they were interrupted, and run to their end."""
 
 import importlib
-import json
+import re
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pytest
 
 import p2t_jax as p2t
-from common import data, models, training
+from common import data, models, search, training
+from common.records import Record
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compile_fast")]
 MODEL = models.MLP((12, 10))
 
 
@@ -35,11 +38,6 @@ def images():
     return training.Data(*map(jnp.asarray, dataset(320)), lambda key, x: x / jnp.float32(255))
 
 
-def assert_same(tree, other):
-    assert jax.tree.structure(tree) == jax.tree.structure(other)
-    jax.tree.map(np.testing.assert_array_equal, tree, other)
-
-
 @pytest.mark.parametrize(
     "tx", [p2t.laperm(optax.adam(1e-3), 3), p2t.sgperm(0), optax.adam(1e-3)],
     ids=["laperm", "sgperm", "adam"],
@@ -48,8 +46,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, images, tx):
     def fit(steps, checkpoints):
         start = training.initial_state(MODEL, tx, images, 0)
         return training.fit(
-            MODEL, tx, images, start, steps=steps, every=4, seed=0, checkpoints=checkpoints
-        )
+            MODEL, tx, images, start,
+            evaluate_at=range(0, steps + 1, 4), seed=0, checkpoints=checkpoints,
+        )  # fmt: skip
 
     def checkpoints():
         return training.Checkpoints(tmp_path, {"k": 3}, every_s=0)
@@ -57,10 +56,22 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, images, tx):
     whole = fit(12, None)
     fit(8, checkpoints())
     resumed = fit(12, checkpoints())
-    assert resumed.batches.tolist() == [4, 8, 12]
+    assert resumed.batches.tolist() == [0, 4, 8, 12]
     np.testing.assert_array_equal(resumed.accuracy, whole.accuracy)
-    assert_same(resumed.params, whole.params)
-    assert_same(resumed.state, whole.state)
+    chex.assert_trees_all_equal(resumed.params, whole.params)
+    chex.assert_trees_all_equal(resumed.state, whole.state)
+
+
+def test_evaluation_is_of_the_whole_test_set(images, monkeypatch):
+    """Also where it is no multiple of what is evaluated in one call."""
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 32)
+    tx = p2t.laperm(optax.adam(1e-3), 3)
+    state = training.initial_state(MODEL, tx, images, 0)
+    variables = {"params": p2t.permuted_params(state.opt_state, state.params)}
+    logits = MODEL.apply(variables, images.prepare(None, images.test_images))
+    right = (logits.argmax(-1) == images.test_labels).mean()
+    accuracy = training.evaluation(MODEL, images.prepare)
+    assert accuracy(state, images.test_images, images.test_labels) == pytest.approx(float(right))
 
 
 def test_a_run_with_other_hyperparameters_starts_anew(tmp_path, images):
@@ -105,7 +116,13 @@ SCRIPTS = {
     "fully_connected": [
         f"{name}, {optimizer}"
         for name in ("MNIST", "Fashion-MNIST")
-        for optimizer in ("SGPerm", "SGPerm, searched", "Adam")
+        for optimizer in (
+            "SGPerm",
+            "SGPerm, smallest",
+            "SGPerm, searched",
+            "Adam",
+            "Adam, searched",
+        )
     ],
     "rewiring": [
         "LAPerm, k = 30",
@@ -114,40 +131,106 @@ SCRIPTS = {
         "Adam (reconnected, k = 300)",
         "Adam (random)",
     ],
-    "weight_agnostic": ["F1", "F1, k = 1", "F2", "F2, k = 1"],
+    "weight_agnostic": ["F1, k = 250", "F1, k = 1", "F2, k = 250", "F2, k = 1"],
     "weight_profiles": ["Adam"],
     "initial_profiles": [
-        "Adam, normal",
-        "uniform",
-        "between",
-        "normal",
-        "more confident",
-        "double exponential",
+        "Adam from normal, `kaiming(0.5)`",
+        "uniform, `kaiming(0)`",
+        "between, `kaiming(0.25)`",
+        "normal, `kaiming(0.5)`",
+        "more confident, `kaiming(0.75)`",
+        "double exponential, `kaiming(1)`",
         "two weights, -c and c",
-        "three, -c, 0 and c",
-        "those of a trained network",
+        "three weights, -c, 0 and c",
+        "profiles of a network trained by Adam",
     ],
-    "vgg": ["LAPerm, k = 2"],
+    "vgg": ["LAPerm, k = 2 to 4"],
     "resnet20": ["LAPerm, k = 2"],
+}
+CIFAR = {
+    "vgg": ["--epochs", "2", "--sync-period", "2-4", "--only", "LAPerm, k = 2 to 4"],
+    "resnet20": ["--epochs", "2", "--sync-period", "2", "9", "--only", "LAPerm, k = 2"],
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_runs_to_its_end(tmp_path, monkeypatch, capsys, script):
-    cifar = script in ("vgg", "resnet20")
-    sizes = (32, 3) if cifar else (28, 1)
+def run(monkeypatch, folder, script, *options):
+    sizes = (32, 3) if script in CIFAR else (28, 1)
     monkeypatch.setattr(data, "load", lambda name, folder: dataset(640, *sizes))
-    options = ["--short", "--seeds", "1", "--output-dir", str(tmp_path)]
-    options += ["--sync-period", "2", "--no-adam"] if cifar else []
-    monkeypatch.setattr(sys, "argv", [script, *options])
+    arguments = [script, "--short", "--seeds", "1", "--output-dir", str(folder), *options]
+    monkeypatch.setattr(sys, "argv", arguments)
     importlib.import_module(script).main()
+    return Record.load(script, folder)
 
-    record = json.loads((tmp_path / f"{script}.json").read_text())
-    assert record["short"]
-    assert [run["optimizer"] for run in record["runs"]] == SCRIPTS[script]
-    for run in record["runs"]:
-        assert len(run["accuracy"]) == len(run["batches"]) > 0
-        assert run["exactly a permutation"] == ("Adam" not in run["optimizer"])
-    assert list(tmp_path.glob("*.png"))
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs_to_its_end_and_its_record_can_be_drawn(
+    tmp_path, monkeypatch, capsys, script
+):
+    record = run(monkeypatch, tmp_path, script, *CIFAR.get(script, []))
+    assert record.contents["short"]
+    runs = record.contents["runs"]
+    assert [run["optimizer"] for run in runs] == SCRIPTS[script]
+    for entry in runs:
+        assert len(entry["accuracy"]) == len(entry["batches"]) > 0
+        by_adam = re.search("(^|, )Adam", entry["optimizer"])
+        assert entry["exactly a permutation"] == (not by_adam)
     assert not list(tmp_path.glob("*-checkpoints"))
     assert "accuracy" in capsys.readouterr().out
+
+    module = importlib.import_module(script)
+    assert all(text.startswith("| ") for text in module.tables(record).values())
+    figures = module.draw(record)
+    assert figures
+    for what, figure in figures.items():
+        figure.savefig(tmp_path / f"{what}.png")
+        plt.close(figure)
+
+
+def test_scripts_called_for_some_runs_add_to_one_record(tmp_path, monkeypatch):
+    options = ["--epochs", "1", "--sync-period", "2"]
+    for only in ("Adam", "LAPerm, k = 2"):
+        record = run(monkeypatch, tmp_path, "vgg", *options, "--only", only)
+    assert {run["optimizer"] for run in record.contents["runs"]} == {"Adam", "LAPerm, k = 2"}
+    with pytest.raises(SystemExit, match="record of other hyperparameters"):
+        run(monkeypatch, tmp_path, "vgg", "--epochs", "2", "--only", "Adam")
+
+
+def test_a_search_repeats_no_trial_of_its_record(tmp_path, monkeypatch):
+    def search(trials):
+        run(monkeypatch, tmp_path, "fully_connected", "--search", str(trials))
+        return Record.load("fully_connected_search", tmp_path)
+
+    record = search(1)
+    record.contents["trials"][0]["accuracy"]["0"] = 0.1234
+    record.save("fully_connected_search", tmp_path)
+    trials = search(2).contents["trials"]
+    assert trials[0]["accuracy"]["0"] == 0.1234
+    assert [done["optimizer"] for done in trials] == ["SGPerm", "Adam", "SGPerm", "Adam"]
+    assert all(len(done["accuracy"]) == 3 for done in trials)
+
+
+def test_a_search_interrupted_anywhere_finds_the_same():
+    def accuracy(optimizer, hyperparameters, seed):
+        values = [value for value in hyperparameters.values() if not isinstance(value, str)]
+        return float(np.exp(-np.square(values).sum() - seed))
+
+    def trials_of(*counts):
+        record = Record()
+        for count in counts:
+            search.search(record, count, accuracy, lambda: None)
+        return {name: search.trials(record, name) for name in search.GIVEN}, record
+
+    (whole, record), (parts, _) = trials_of(14), trials_of(1, 5, 9, 14)
+    for name, made in whole.items():
+        assert [done["hyperparameters"] for done in parts[name]] == [
+            done["hyperparameters"] for done in made
+        ]
+        best = max(made, key=lambda done: done["accuracy"]["0"])
+        assert search.winner(record, name) == best
+        for done in made[search.RANDOM_TRIALS :]:
+            chosen = done["hyperparameters"]
+            if name == "SGPerm":
+                assert 0 < chosen["lambda_0"] <= chosen["lambda_max"] <= 1
+                assert 0 < chosen["beta_1"] < 1 < chosen["beta_2"]
+            else:
+                assert 0 < chosen["last_rate"] <= chosen["rate"]

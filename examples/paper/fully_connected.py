@@ -1,90 +1,72 @@
 """Section 5.1.2: one network, the same initial weights, trained on MNIST and on Fashion-MNIST.
 
-    python examples/paper/fully_connected.py --data-dir DIR [--seeds 5] [--search TRIALS]
+    python examples/paper/fully_connected.py --data-dir DIR [--seeds 5]
+    python examples/paper/fully_connected.py --data-dir DIR --search TRIALS
 
-SGPerm with the paper's hyperparameters and with those that a random search found, beside Adam
-(Figure 10). `--search` repeats that search: trials on 50,000 training images of MNIST, judged by
-the other 10,000; the test images are not looked at.
+SGPerm and Adam, each with the paper's hyperparameters and with searched ones (Figure 10).
+`--search` is that search (common/search.py): as many trials for Adam as for SGPerm, on 50,000
+training images of MNIST, judged by the other 10,000; it does not look at test images. Trials in its
+record are not repeated.
 """
 
-import json
-
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from tqdm import tqdm
 
-from common import data, models, training
-from common.algorithm_1 import every_weight_and_bias, sgperm
-from common.experiment import Experiment, mnist, parser, spread
-from p2t_jax import plots
+import p2t_jax as p2t
+from common import data, figures, models, training
+from common.algorithm_1 import VECTORS, sgperm
+from common.experiment import Experiment, mnist, parser, versions
+from common.records import Record, spread, table
+from common.search import ADAM, THE_PAPERS, search, trials, winner
 
-# Of Algorithm 1, and the momentum of the recommendations.
-THE_PAPERS = {
-    "alpha_0": 0.07, "alpha_min": 0.005, "beta_1": 0.985,
-    "lambda_0": 0.05, "lambda_max": 0.1, "beta_2": 1 / 0.995,
-    "momentum": 0.9,
-}  # fmt: skip
-# The best of `--search 28`, rounded: slower decay, much larger subsets in the end.
-SEARCHED = {
-    "alpha_0": 0.064, "alpha_min": 0.0006, "beta_1": 0.9969,
-    "lambda_0": 0.087, "lambda_max": 0.57, "beta_2": 1.0156,
-    "momentum": 0.94,
-}  # fmt: skip
-PAPER = {
-    "MNIST, SGPerm": "slightly above Adam",
-    "Fashion-MNIST, SGPerm": "slightly above Adam",
-}
-BATCHES = 800
+BATCHES, EVERY = 800, 25
+SEARCH = "fully_connected_search"  # its record
+CYCLES_AT = [1, 10, 100, 800]  # the mini-batches whose permutations are looked at
+DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 
 
 def network():
     return models.MLP((500, 300, 10), models.he_uniform, models.uniform_bias)
 
 
-def draw(rng):
-    """Hyperparameters around the paper's, most of them evenly in the logarithm."""
-
-    def between(low, high):
-        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-    lambda_0 = between(0.01, 0.3)
-    return {
-        "alpha_0": between(0.03, 0.5),
-        "alpha_min": between(0.0005, 0.02),
-        "beta_1": 1 - between(0.003, 0.05),
-        "lambda_0": lambda_0,
-        "lambda_max": min(1.0, lambda_0 * between(1, 10)),
-        "beta_2": 1 / (1 - between(0.001, 0.02)),
-        "momentum": 1 - between(0.01, 0.2),
-    }
+def adam(seed, rate, last_rate, b1):
+    """Adam whose learning rate falls exponentially to its last."""
+    return optax.adam(optax.exponential_decay(rate, BATCHES, last_rate / rate), b1=b1)
 
 
-def search(options):
-    """Random search; the three best trials are repeated with two more seeds."""
-    held_back = mnist(data.validation_split(data.load("mnist", options.data_dir), 10_000))
+OPTIMIZERS = {"SGPerm": sgperm, "Adam": adam}
 
-    def accuracy(hyperparameters, seed):
-        tx = sgperm(seed, **hyperparameters)
+
+def search_both(options):
+    """Search on training images, a sixth of them held back to judge by."""
+    dataset = data.load("mnist", options.data_dir)
+    held_back = mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
+    record = Record.load(SEARCH, options.output_dir)
+    record.contents = {"experiment": SEARCH, "versions": versions()} | record.contents
+
+    def accuracy(optimizer, hyperparameters, seed):
+        tx = OPTIMIZERS[optimizer](seed, **hyperparameters)
         start = training.initial_state(network(), tx, held_back, seed)
-        steps = {"steps": BATCHES, "every": BATCHES}
-        return training.fit(network(), tx, held_back, start, seed=seed, **steps).accuracy[-1]
+        at = [5 if options.short else BATCHES]
+        run = training.fit(network(), tx, held_back, start, seed=seed, evaluate_at=at)
+        return round(float(run.accuracy[-1]), 4)
 
-    rng = np.random.default_rng(options.seed)
-    trials = [THE_PAPERS, *(draw(rng) for _ in range(options.search - 1))]
-    path = options.output_dir / "fully_connected-search.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for trial in tqdm(trials, desc="trials"):
-        if not any(trial == done["hyperparameters"] for done in known):
-            known.append({"hyperparameters": trial, "accuracies": [float(accuracy(trial, 0))]})
-            with path.open("a") as file:
-                file.write(json.dumps(known[-1]) + "\n")
-    known.sort(key=lambda done: -done["accuracies"][0])
-    for done in known[:3]:
-        done["accuracies"] += [float(accuracy(done["hyperparameters"], seed)) for seed in (1, 2)]
-    for done in sorted(known[:3], key=lambda done: -np.mean(done["accuracies"])):
-        print(spread(done["accuracies"]), done["hyperparameters"])
+    search(record, options.search, accuracy, lambda: record.save(SEARCH, options.output_dir))
+
+
+def runs():
+    """Every optimizer, by name."""
+    searched = Record.load(SEARCH)
+    of = {name: winner(searched, name)["hyperparameters"] for name in OPTIMIZERS}
+    return {
+        "SGPerm": ("SGPerm", THE_PAPERS),
+        "SGPerm, smallest": ("SGPerm", THE_PAPERS | {"lower": "smallest"}),
+        "SGPerm, searched": ("SGPerm", of["SGPerm"]),
+        "Adam": ("Adam", ADAM),
+        "Adam, searched": ("Adam", of["Adam"]),
+    }
 
 
 def main():
@@ -92,42 +74,125 @@ def main():
     options.add_argument("--search", type=int, metavar="TRIALS", help="search hyperparameters")
     options = options.parse_args()
     if options.search:
-        return search(options)
-    steps, every = (50, 25) if options.short else (BATCHES, 25)
-    experiment = Experiment(
-        "fully_connected", options, batch_size=64, paper=THE_PAPERS, searched=SEARCHED, Adam=1e-3
-    )
-    figure, axs = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    ahead = {}
-    for ax, (name, title) in zip(
-        axs, {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}.items(), strict=True
-    ):
+        return search_both(options)
+    evaluate_at = range(0, 51, 25) if options.short else range(0, BATCHES + 1, EVERY)
+    experiment = Experiment("fully_connected", options, batch_size=64, runs=runs())
+    for name, title in DATA.items():
         images = mnist(data.load(name, options.data_dir))
         for seed in experiment.seeds:
             # The same seed, hence the same initial weights, for both data sets.
-            for optimizer, tx in {
-                "SGPerm": sgperm(seed, **THE_PAPERS),
-                "SGPerm, searched": sgperm(seed, **SEARCHED),
-                "Adam": optax.adam(1e-3),
-            }.items():
+            for run, (optimizer, hyperparameters) in runs().items():
+                tx = OPTIMIZERS[optimizer](seed, **hyperparameters)
                 experiment.fit(
-                    f"{title}, {optimizer}", network(), tx, images, seed,
-                    steps=steps, every=every, vectors=every_weight_and_bias,
+                    f"{title}, {run}", network(), tx, images, seed,
+                    evaluate_at=evaluate_at, vectors=VECTORS,
                 )  # fmt: skip
-        curves = {}
-        for optimizer in ("SGPerm", "SGPerm, searched", "Adam"):
-            batches, curves[optimizer] = experiment.curves(f"{title}, {optimizer}")
-            plots.learning_curve(batches, curves[optimizer], label=optimizer, ax=ax)
-        ax.set(title=title, ylim=(0.9, 0.98) if name == "mnist" else (0.7, 0.88))
-        for optimizer in ("SGPerm", "SGPerm, searched"):
-            lead = (curves[optimizer] - curves["Adam"]).mean(axis=0)
-            ahead[f"{title}: {optimizer} ahead of Adam on average after"] = (
-                f"{np.count_nonzero(lead > 0)} of {lead.size} evaluations; "
-                f"{100 * lead[len(lead) // 2 - 1]:+.2f} % in the middle, "
-                f"{100 * lead[-1]:+.2f} % at the end"
+    images = mnist(data.load("mnist", options.data_dir))
+    experiment.finish({"cycles": cycles(images, [1, 10] if options.short else CYCLES_AT)})
+
+
+def cycles(images, steps):
+    """How many cycles of each length a step finds: of the paper's SGPerm on MNIST, all layers."""
+    tx = sgperm(0, **THE_PAPERS)
+    chunk = training.training_chunk(network(), tx, images.prepare)
+    state, found = training.initial_state(network(), tx, images, 0), {}
+    batches = training.mini_batches(len(images.train_images), 64, 0, 0, steps[-1])
+    for done, step in zip([0, *steps], steps, strict=False):
+        for part in (batches[done : step - 1], batches[step - 1 : step]):
+            before = training.exact(state.params, state.opt_state)
+            if len(part):
+                args = (images.train_images, images.train_labels, part, jax.random.key(0))
+                state, _ = chunk(state, *args)
+        after = training.exact(state.params, state.opt_state)
+        sources = p2t.permutations.permutation_of(after, before, vectors=VECTORS)
+        lengths = [
+            np.ravel(p2t.permutations.cycle_lengths(source)) for source in jax.tree.leaves(sources)
+        ]
+        weights = np.bincount(np.concatenate(lengths))  # by the length of their cycle; 0, 1: none
+        counts = weights[2:] // np.arange(2, len(weights))
+        found[str(step)] = {"weights moved": round(1 - weights[1] / weights.sum(), 4),
+                            "cycles by length, from 2": counts.tolist()}  # fmt: skip
+    return found
+
+
+def tables(record: Record):
+    return {
+        "fully_connected": accuracy_table(record),
+        "fully_connected-search": search_table(Record.load(SEARCH)),
+        "fully_connected-cycles": cycle_table(record),
+    }
+
+
+def accuracy_table(record):
+    rows = [
+        [run, *(spread(record.last(f"{title}, {run}")) for title in DATA.values())]
+        for run in record.contents["hyperparameters"]["runs"]
+    ]
+    return table(["after 800 mini-batches", *DATA.values()], rows)
+
+
+def search_table(record):
+    rows = []
+    for optimizer in OPTIMIZERS:
+        made, best = trials(record, optimizer), winner(record, optimizer)
+        rows.append(
+            [
+                optimizer,
+                str(len(made)),
+                spread([*made[0]["accuracy"].values()]),
+                spread([*best["accuracy"].values()]),
+                ", ".join(f"{what} {value}" for what, value in best["hyperparameters"].items()),
+            ]
+        )
+    header = ["", "trials", "the paper's", "the best", "its hyperparameters"]
+    return table(header, rows)
+
+
+def cycle_table(record):
+    rows = []
+    for step, found in record.measured("cycles").items():
+        counts = np.array(found["cycles by length, from 2"])
+        share = [*counts[:4], counts[4:].sum()] / counts.sum()
+        rows.append(
+            [step, f"{found['weights moved']:.1%}", f"{counts.sum():,}"]
+            + [f"{part:.1%}" for part in share]
+            + [str(len(counts) + 1)]
+        )
+    header = ["mini-batch", "weights moved", "cycles", "of 2 weights", "3", "4", "5", "6 or more",
+              "longest"]  # fmt: skip
+    return table(header, rows)
+
+
+def overview(record: Record):
+    paper = {"SGPerm": "slightly above Adam"}
+    return [
+        [f"fully connected, {title}, {run}", paper.get(run, ""), record.last(f"{title}, {run}")]
+        for title in DATA.values()
+        for run in record.contents["hyperparameters"]["runs"]
+    ]
+
+
+def draw(record: Record):
+    """Figure 10: test errors."""
+    figure, axs = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+    styles = {
+        "SGPerm": ("--", "SGPerm (the paper's hyperparameters)"),
+        "SGPerm, smallest": (":", "SGPerm (the same, lower = smallest)"),
+        "SGPerm, searched": ("-", "SGPerm (searched)"),
+        "Adam": ("--", "Adam (1e-3)"),
+        "Adam, searched": ("-", "Adam (searched)"),
+    }
+    limits = {"MNIST": (0.02, 0.2), "Fashion-MNIST": (0.12, 0.4)}
+    for ax, letter, title in zip(axs, "ab", DATA.values(), strict=True):
+        for run, (line, label) in styles.items():
+            optimizer = run.split(",")[0]
+            figures.curve(
+                ax, record, f"{title}, {run}", optimizer, label, error=True, linestyle=line
             )
-    experiment.save_picture(figure, "accuracy")
-    experiment.finish(PAPER, **ahead)
+        figures.error_axis(ax, *limits[title])
+        ax.set(title=f"({letter}) {title}", xlim=(0, BATCHES))
+        ax.legend(loc="upper right")
+    return {"accuracy": figure}
 
 
 if __name__ == "__main__":

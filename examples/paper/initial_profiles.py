@@ -9,30 +9,32 @@ trained; and from networks with only two or three different weights.
 
 import jax
 import matplotlib.pyplot as plt
-import numpy as np
 import optax
 
 import p2t_jax as p2t
-from common import data, models, training
+from common import data, figures, models, training
 from common.experiment import Experiment, mnist, parser
+from common.records import Record, spread, table
 from p2t_jax import plots
 
 SYNC_PERIOD = 20
 PROFILES = {
-    "uniform": p2t.kaiming(0),
-    "between": p2t.kaiming(0.25),
-    "normal": p2t.kaiming(0.5),
-    "more confident": p2t.kaiming(0.75),
-    "double exponential": p2t.kaiming(1),
-    "two weights, -c and c": p2t.from_profile([-1.0, 1.0], gain=2**0.5),
-    "three, -c, 0 and c": p2t.from_profile([-1.0, 0.0, 1.0], gain=2**0.5),
+    "uniform, `kaiming(0)`": p2t.initializers.kaiming(0),
+    "between, `kaiming(0.25)`": p2t.initializers.kaiming(0.25),
+    "normal, `kaiming(0.5)`": p2t.initializers.kaiming(0.5),
+    "more confident, `kaiming(0.75)`": p2t.initializers.kaiming(0.75),
+    "double exponential, `kaiming(1)`": p2t.initializers.kaiming(1),
+    "two weights, -c and c": p2t.initializers.from_profile([-1.0, 1.0], gain=2**0.5),
+    "three weights, -c, 0 and c": p2t.initializers.from_profile([-1.0, 0.0, 1.0], gain=2**0.5),
 }
+NORMAL, TRAINED = "normal, `kaiming(0.5)`", "profiles of a network trained by Adam"
+ADAM = f"Adam from {NORMAL}"
 NETWORK = models.MLP((500, 300, 10))
 
 
 def main():
     options = parser(__doc__, seeds=3).parse_args()
-    steps, every = (40, 20) if options.short else (3000, 100)
+    evaluate_at = range(0, 41, 20) if options.short else range(0, 3001, 100)
     experiment = Experiment("initial_profiles", options, batch_size=64, sync_period=SYNC_PERIOD)
     mnist_data = mnist(data.load("mnist", options.data_dir))
     laperm, adam = p2t.laperm(optax.adam(1e-3), SYNC_PERIOD), optax.adam(1e-3)
@@ -45,24 +47,48 @@ def main():
 
             start = training.initial_state(NETWORK, tx, mnist_data, seed, adapt=draw)
             return experiment.fit(
-                name, NETWORK, tx, mnist_data, seed, start=start, steps=steps, every=every
+                name, NETWORK, tx, mnist_data, seed, start=start, evaluate_at=evaluate_at
             )
 
-        trained = fit("Adam, normal", adam, PROFILES["normal"])
+        trained = fit(ADAM, adam, PROFILES[NORMAL])
         for name, initializer in PROFILES.items():
             fit(name, laperm, initializer)
-        profiles = p2t.weight_profiles(trained.params)
-        fit("those of a trained network", laperm, jax.tree.map(p2t.from_profile, profiles))
+        profiles = p2t.profiles.weight_profiles(trained.params)
+        fit(TRAINED, laperm, jax.tree.map(p2t.initializers.from_profile, profiles))
+    experiment.finish()
 
-    names = [*PROFILES, "those of a trained network"]
-    figure, ax = plt.subplots(figsize=(7, 4.5))
-    for name in names:
-        batches, accuracy = experiment.curves(name)
-        plots.learning_curve(batches, accuracy.mean(axis=0), label=name, ax=ax)
-    ax.set(ylim=(0.9, 0.985), title="LAPerm from different profiles")
-    experiment.save_picture(figure, "accuracy")
-    finals = [experiment.curves(name)[1][:, -1].mean() for name in names]
-    experiment.finish({}, **{"best minus worst profile": f"{100 * np.ptp(finals):.2f} %"})
+
+def tables(record: Record):
+    rows = [[name, spread(record.last(name))] for name in (*PROFILES, TRAINED, ADAM)]
+    return {"initial_profiles": table(["initial weights", "test accuracy"], rows)}
+
+
+def overview(record: Record):
+    return [
+        ["LAPerm (k = 20), MNIST, normal weights", "", record.last(NORMAL)],
+        ["the same, profiles of a trained network", "", record.last(TRAINED)],
+        ["the same, Adam from normal weights", "", record.last(ADAM)],
+    ]
+
+
+def draw(record: Record):
+    """The accuracy at the end of each run, a row of dots for each profile."""
+    figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    names = [*PROFILES, TRAINED, ADAM]
+    for row, name in enumerate(names):
+        optimizer = "Adam" if name == ADAM else "LAPerm"
+        color, accuracy = plots.COLORS[optimizer], record.last(name)
+        label = f"{optimizer}, seeds and mean" if name in (NORMAL, ADAM) else None
+        style = {"color": color, "alpha": 0.6, "markersize": 5, "label": label}
+        ax.plot(accuracy, [row] * len(accuracy), "o", **style)
+        ax.plot([accuracy.mean()] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2)
+    ax.set_yticks(range(len(names)), [name.replace("`", "") for name in names])
+    ax.invert_yaxis()
+    ax.set(xlabel="test accuracy after 3,000 mini-batches", title="LAPerm from eight profiles")
+    ax.legend(loc="center left")
+    ax.grid(axis="x", alpha=0.3)
+    figures.percent(ax.xaxis, decimals=1)
+    return {"accuracy": figure}
 
 
 if __name__ == "__main__":

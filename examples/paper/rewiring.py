@@ -1,28 +1,35 @@
-"""Section 5.2.3: rewiring a network of which 90 % is pruned (Figures 13 to 15).
+"""Section 5.2.3: rewiring a network of which 90% is pruned (Figures 13 to 15).
 
     python examples/paper/rewiring.py --data-dir DIR [--seeds 3]
 
-Experiment 1 trains it by LAPerm over Adam for 1,500 mini-batches, which moves connections, and goes
-on with Adam, which inherits all inner states, the zeros fixed. Experiment 2 trains the same weights
-by Adam alone, the zeros fixed. The paper's k is 30; a k of 300 is tried as well.
+Experiment 1 trains it by LAPerm over Adam for 1,500 mini-batches, which moves connections, and
+continues with Adam, which inherits all inner states, the zeros fixed. Experiment 2 trains the same
+weights by Adam alone, the zeros fixed. The paper's k is 30; a k of 300 is tried as well.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib.colors import LinearSegmentedColormap
 
 import p2t_jax as p2t
-from common import data, models, training
+from common import data, figures, models, training
 from common.experiment import Experiment, mnist, parser
+from common.records import Record, spread, table
 from p2t_jax import plots
 
 KEEP, SYNC_PERIODS, BATCH = 0.1, (30, 300), 64
+EPOCHS, SWITCH, EARLY = 48, 1500, 2700  # EARLY: the mini-batches that Figure 15 (b) shows
 RANDOM = "Adam (random)"
-PAPER = {
-    RANDOM: "below the reconnected one after epoch 25",
-    "LAPerm, k = 30": "about 60 %",
-    "Adam (reconnected, k = 30)": "above the random one",
-}
+WINDOW = {"rows": slice(100, 200), "columns": slice(100, 300)}  # Figure 14's
+
+
+def laperm_name(k):
+    return f"LAPerm, k = {k}"
+
+
+def reconnected_name(k):
+    return f"Adam (reconnected, k = {k})"
 
 
 def zeros(params):
@@ -31,7 +38,7 @@ def zeros(params):
 
 
 def moved_zeros(before, after):
-    """The part of the zeros that is in another place than before."""
+    """The fraction of the zeros that is in another place than before."""
     pairs = [(before[name]["kernel"] == 0, after[name]["kernel"] == 0) for name in before]
     return float(sum((b & ~a).sum() for b, a in pairs) / sum(b.sum() for b, _ in pairs))
 
@@ -40,15 +47,15 @@ def main():
     options = parser(__doc__, seeds=3).parse_args()
     mnist_data = mnist(data.load("mnist", options.data_dir))
     per_epoch = len(mnist_data.train_images) // BATCH
-    epochs, switch, early, every = (48, 1500, 2700, 50)
+    switch, early, steps, every = SWITCH, EARLY, EPOCHS * per_epoch, 50
     if options.short:
-        epochs, switch, early, every = 1, 60, 120, 30
-    steps = 120 if options.short else epochs * per_epoch
+        switch, early, steps, every = 60, 90, 120, 30
+    evaluate_at = [*range(0, early, every), *range(early, steps, 5 * every), steps]
     learning_rate = optax.piecewise_constant_schedule(
         1e-3, {28 * per_epoch: 0.1, 38 * per_epoch: 0.1}
     )
     experiment = Experiment(
-        "rewiring", options, keep=KEEP, sync_periods=SYNC_PERIODS, epochs=epochs, switch=switch,
+        "rewiring", options, keep=KEEP, sync_periods=SYNC_PERIODS, epochs=EPOCHS, switch=switch,
         batch_size=BATCH, learning_rate="1e-3, divided by 10 at epochs 28 and 38",
     )  # fmt: skip
     model = models.MLP((500, 300, 10))
@@ -58,83 +65,121 @@ def main():
         return p2t.prune(key, params, KEEP)
 
     moved = {k: [] for k in SYNC_PERIODS}
-    weights = {}
+    windows = {}
     for seed in experiment.seeds:
 
-        def fit(name, tx, start, seed=seed, **until):
-            return experiment.fit(name, model, tx, mnist_data, seed, start=start, **until)
+        def fit(name, tx, start, evaluate_at, seed=seed):
+            return experiment.fit(
+                name, model, tx, mnist_data, seed, start=start, evaluate_at=evaluate_at
+            )
 
         for k in SYNC_PERIODS:
             laperm = p2t.laperm(optax.adam(learning_rate), k)
             start = training.initial_state(model, laperm, mnist_data, seed, adapt=pruned)
-            phase_1 = fit(f"LAPerm, k = {k}", laperm, start, steps=switch, every=every)
+            phase_1 = fit(laperm_name(k), laperm, start, range(0, switch + 1, every))
             # All inner states: the momenta, and the count that the learning rate depends on.
             inherited = (phase_1.state.opt_state[0], fixed_zeros.init(phase_1.params)[1])
             state = phase_1.state._replace(params=phase_1.params, opt_state=inherited)
-            phase_2 = fit(
-                f"Adam (reconnected, k = {k})", fixed_zeros, state, steps=steps, every=5 * every
-            )
+            later = [at for at in evaluate_at if at > switch]
+            phase_2 = fit(reconnected_name(k), fixed_zeros, state, later)
             assert zeros(start.params) == zeros(phase_1.params) == zeros(phase_2.params)
             assert moved_zeros(phase_1.params, phase_2.params) == 0
             moved[k].append(moved_zeros(start.params, phase_1.params))
-            weights[f"(b) LAPerm (k = {k}), then Adam"] = phase_2.params
+            windows[f"LAPerm (k = {k}), then Adam"] = phase_2.params
 
         start = start._replace(opt_state=fixed_zeros.init(start.params))
-        random = fit(RANDOM, fixed_zeros, start, steps=steps, every=5 * every)
+        random = fit(RANDOM, fixed_zeros, start, evaluate_at)
         assert moved_zeros(start.params, random.params) == 0
 
-    draw_curves(experiment, switch, early)
-    draw_weights(
-        experiment, {"(a) random weights": start.params, **weights, "(c) Adam": random.params}
-    )
-    last = {
-        run["optimizer"]: experiment.curves(run["optimizer"])[1][:, -1] for run in experiment.runs
-    }
+    windows = {"random weights": start.params, **windows, "Adam alone": random.params}
+    rows, columns = WINDOW.values()
+    shares = {k: round(float(np.mean(moved[k])), 4) for k in SYNC_PERIODS}
     experiment.finish(
-        PAPER,
-        **{
-            f"zeros moved in phase 1, k = {k}": f"{np.mean(moved[k]):.1%}; afterwards none"
-            for k in SYNC_PERIODS
-        },
-        **{
-            f"reconnected (k = {k}) minus random, by seed": ", ".join(
-                f"{100 * d:+.2f} %" for d in last[f"Adam (reconnected, k = {k})"] - last[RANDOM]
-            )
-            for k in SYNC_PERIODS
-        },
-        **{"zeros in each layer, before and after": zeros(start.params)},
+        {f"zeros moved in phase 1, k = {k}": share for k, share in shares.items()},
+        {what: params["Dense_0"]["kernel"][rows, columns] for what, params in windows.items()},
     )
 
 
-def draw_curves(experiment, switch, early):
+def difference(record, k):
+    """Reconnected minus random, seed by seed, in points."""
+    points = 100 * (record.last(reconnected_name(k)) - record.last(RANDOM))
+    return ", ".join(f"{point:+.2f}" for point in points)
+
+
+def tables(record: Record):
+    header = ["", "LAPerm after 1,500 mini-batches", "zeros it moved", "at the end (48 epochs)",
+              "minus random, by seed, points"]  # fmt: skip
+    rows = [
+        [
+            f"reconnected, k = {k}",
+            spread(record.last(laperm_name(k))),
+            f"{record.measured(f'zeros moved in phase 1, k = {k}'):.1%}",
+            spread(record.last(reconnected_name(k))),
+            difference(record, k),
+        ]
+        for k in SYNC_PERIODS
+    ]
+    rows.append(["random", "", "", spread(record.last(RANDOM)), ""])
+    return {"rewiring": table(header, rows)}
+
+
+def overview(record: Record):
+    return [
+        [
+            "rewiring, reconnected (k = 30)",
+            "above the random one",
+            record.last(reconnected_name(30)),
+        ],
+        ["the same, k = 300", "", record.last(reconnected_name(300))],
+        ["rewiring, random", "", record.last(RANDOM)],
+    ]
+
+
+def draw(record: Record):
+    return {"accuracy": draw_curves(record), "connections-zoom": draw_weights(record)}
+
+
+def draw_curves(record):
     """Figure 15: the whole training, and its beginning."""
     figure, (whole, beginning) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    for ax in (whole, beginning):
-        for k in SYNC_PERIODS:
-            phases = {f"LAPerm, k = {k}": 0, f"Adam (reconnected, k = {k})": switch}
-            curves = zip(*map(experiment.curves, phases), strict=True)
-            both = [np.concatenate(parts, axis=-1) for parts in curves]
-            plots.learning_curve(*both, phases=phases, ax=ax)
-        plots.learning_curve(*experiment.curves(RANDOM), label=RANDOM, ax=ax)
-    whole.set(ylim=(0.95, 0.985), title="(a) the whole training")
-    beginning.set(xlim=(0, early), ylim=(0.2, 1), title=f"(b) the first {early:,} mini-batches")
-    experiment.save_picture(figure, "accuracy")
+    for ax, error in ((whole, True), (beginning, False)):
+        for k, line in zip(SYNC_PERIODS, ("--", "-"), strict=True):
+            label = f"LAPerm (k = {k}), then Adam"
+            phases = [record.curves(laperm_name(k)), record.curves(reconnected_name(k))]
+            curve = [np.concatenate(part, axis=-1) for part in zip(*phases, strict=True)]
+            figures.band(ax, *curve, "LAPerm", label, error=error, linestyle=line)
+        figures.curve(ax, record, RANDOM, "Adam", "Adam alone", error=error)
+        ax.axvline(SWITCH, color="0.6", linewidth=0.8)
+    figures.error_axis(whole, 0.018, 0.1)
+    whole.set_title("(a) the whole training")
+    figures.paper_line(beginning, 0.6, "the paper's LAPerm, about 60%")
+    beginning.set(
+        xlim=(0, EARLY), ylim=(0, 1), title=f"(b) the first {EARLY:,} mini-batches: accuracy"
+    )
+    figures.percent(beginning.yaxis)
+    whole.legend()
+    beginning.legend(loc="lower right")
+    return figure
 
 
-def draw_weights(experiment, weights):
-    """Figures 13 and 14: the first layer's connection pattern, whole and zoomed in."""
-    windows = {
-        "connections": {},
-        "connections-zoom": {"rows": slice(100, 200), "columns": slice(100, 300)},
-    }
-    for what, window in windows.items():
-        figure, axs = plt.subplots(
-            1, len(weights), figsize=(5 * len(weights), 4.5), layout="constrained"
-        )
-        for ax, (title, params) in zip(axs, weights.items(), strict=True):
-            plots.connections(np.asarray(params["Dense_0"]["kernel"]), ax=ax, **window)
-            ax.set_title(title)
-        experiment.save_picture(figure, what)
+def draw_weights(record):
+    """Figure 14: the first layer's connection pattern, zoomed in."""
+    names = list(record.contents["arrays"])
+    figure, axs = plt.subplots(1, len(names), figsize=(15, 3.6), layout="constrained", sharey=True)
+    initial = record.array(names[0])
+    limit = float(np.abs(initial).max())
+    # Not white in the middle: small weights must differ from zeros, which are blank.
+    colors = LinearSegmentedColormap.from_list("sign", ["#0072B2", "0.7", "#D55E00"])
+    rows, columns = WINDOW.values()
+    for ax, letter, name in zip(axs, "abcd", names, strict=True):
+        plots.connections(
+            record.array(name), ax=ax, cmap=colors, vmin=-limit, vmax=limit,
+            extent=(columns.start, columns.stop, rows.stop, rows.start),
+        )  # fmt: skip
+        ax.set(title=f"({letter}) {name}", ylabel="")
+    axs[0].set_ylabel("input")
+    figure.colorbar(axs[-1].images[-1], ax=axs, label="weight", extend="both", pad=0.01)
+    return figure
 
 
 if __name__ == "__main__":

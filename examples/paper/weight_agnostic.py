@@ -8,10 +8,10 @@ which 1/15, 1/7 and 1/3 are. No biases.
 
 Each is trained with the follow-up's hyperparameters, and with others that were chosen on 10,000
 images held back from training. The follow-up looks ahead for k = 250 mini-batches, far away from
-two-valued weights, and falls back to them. Here k = 1: a connection moves as soon as gradients
-averaged over about a hundred mini-batches (b1 = 0.99) ask for it strongly enough, and ever more
-strongly as the learning rate falls. And as the logits of so small weights are nearly equal, which
-teaches the same whether the answer is right or wrong, they are multiplied before the softmax.
+two-valued weights, and synchronization undoes most of that. Here k = 1: a connection moves as soon
+as gradients averaged over about a hundred mini-batches (b1 = 0.99) request it strongly enough. And
+the logits are multiplied before the softmax: with such small weights they are nearly equal, so the
+gradient hardly depends on whether the answer is right.
 """
 
 from typing import NamedTuple
@@ -22,15 +22,15 @@ import numpy as np
 import optax
 
 import p2t_jax as p2t
-from common import data, models, training
+from common import data, figures, models, training
 from common.experiment import Experiment, mnist, parser
-from p2t_jax import plots
+from common.records import Record, spread, table
 
 BATCH, EVERY = 128, 250
 
 
 class Network(NamedTuple):
-    """A network with one weight: its layers, and what part of each is connected."""
+    """A network with one weight: its layers, and which fraction of each is connected."""
 
     features: tuple[int, ...]
     weight: float
@@ -43,7 +43,7 @@ class Training(NamedTuple):
 
     sync_period: int
     learning_rate: float
-    decay: float  # of the learning rate, an epoch
+    decay: float  # of the learning rate, per epoch
     b1: float = 0.9
     l2: tuple[float, ...] = (0.0,)  # of each layer
     logit_scale: float = 1.0
@@ -52,17 +52,28 @@ class Training(NamedTuple):
 F1 = Network((10,), 0.08, (4 / 7,), 10)
 F2 = Network((128, 64, 10), 0.03, (1 / 15, 1 / 7, 1 / 3), 25)
 RUNS = {
-    "F1": (F1, Training(250, 1e-3, 0.95)),
+    "F1, k = 250": (F1, Training(250, 1e-3, 0.95)),
     "F1, k = 1": (F1, Training(1, 0.3, 0.8, b1=0.99, logit_scale=8.0)),
-    "F2": (F2, Training(250, 1e-3, 0.95, l2=(1e-4, 1e-4, 0.0))),
+    "F2, k = 250": (F2, Training(250, 1e-3, 0.95, l2=(1e-4, 1e-4, 0.0))),
     "F2, k = 1": (F2, Training(1, 0.3, 0.8, b1=0.99, logit_scale=1000.0)),
 }
-PAPER = {"F1": "85.46 % (best)", "F2": "78.14 % (best)"}
+PUBLISHED = {"F1": 0.8546, "F2": 0.7814}  # the best moment of one run, with k = 250
 
 
 def layers(values):
     """A tree of a value for each layer's kernel."""
     return {f"Dense_{i}": {"kernel": value} for i, value in enumerate(values)}
+
+
+def optimizer(how, per_epoch):
+    """LAPerm over Adam, with the follow-up's L2 and schedule."""
+    rate = optax.exponential_decay(how.learning_rate, per_epoch, how.decay, staircase=True)
+    adam = optax.adam(rate, b1=how.b1)
+    if any(how.l2):
+        # Keras adds l2 * w^2 to the loss, whose gradient is 2 * l2 * w.
+        decay = {2 * l2: optax.add_decayed_weights(2 * l2) for l2 in set(how.l2)}
+        adam = optax.chain(optax.partition(decay, layers(2 * l2 for l2 in how.l2)), adam)
+    return p2t.laperm(adam, how.sync_period)
 
 
 def main():
@@ -72,36 +83,76 @@ def main():
     hyperparameters = {name: (n._asdict(), t._asdict()) for name, (n, t) in RUNS.items()}
     experiment = Experiment("weight_agnostic", options, batch_size=BATCH, runs=hyperparameters)
 
-    figure, axs = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     for name, (network, how) in RUNS.items():
         model = models.MLP(network.features, use_bias=False, logit_scale=how.logit_scale)
-        rate = optax.exponential_decay(how.learning_rate, per_epoch, how.decay, staircase=True)
-        adam = optax.adam(rate, b1=how.b1)
-        if any(how.l2):
-            # Keras adds l2 * w^2 to the loss, whose gradient is 2 * l2 * w.
-            decay = {2 * l2: optax.add_decayed_weights(2 * l2) for l2 in set(how.l2)}
-            adam = optax.chain(optax.partition(decay, layers(2 * l2 for l2 in how.l2)), adam)
-        tx = p2t.laperm(adam, how.sync_period)
+        tx = optimizer(how, per_epoch)
+        steps = 2 * EVERY if options.short else network.epochs * per_epoch
 
         def shared(key, params, network=network):
-            params = p2t.reinitialize(key, params, p2t.from_profile([network.weight]))
+            params = p2t.reinitialize(key, params, p2t.initializers.from_profile([network.weight]))
             return p2t.prune(jax.random.fold_in(key, 0), params, layers(network.keep))
 
         for seed in experiment.seeds:
             start = training.initial_state(model, tx, mnist_data, seed, adapt=shared)
             run = experiment.fit(
                 name, model, tx, mnist_data, seed,
-                start=start, batch_size=BATCH, every=EVERY,
-                steps=2 * EVERY if options.short else network.epochs * per_epoch,
+                start=start, batch_size=BATCH, evaluate_at=[*range(0, steps, EVERY), steps],
             )  # fmt: skip
             kernels = jax.tree.leaves(run.params)
             found = np.unique(np.concatenate([np.ravel(kernel) for kernel in kernels]))
             assert found.tolist() == [0, np.float32(network.weight)], found
-        ax = axs[int(network is F2)]
-        plots.learning_curve(*experiment.curves(name), label=f"LAPerm, {name}", ax=ax)
-        ax.set(title=f"weights from {{0, {network.weight}}}", ylim=(0, 1))
-    experiment.save_picture(figure, "accuracy")
-    experiment.finish(PAPER)
+    experiment.finish()
+
+
+def tables(record: Record):
+    rows = []
+    for name, (network, _) in RUNS.items():
+        runs = record.runs(name)
+        bits = [run["bits per weight, stored"] for run in runs]
+        published = f"{PUBLISHED[name[:2]]:.2%}" if "250" in name else ""
+        rows.append(
+            [
+                f"{name[:2]}, {'-'.join(map(str, (784, *network.features)))}",
+                name.split(" = ")[1],
+                spread(record.last(name)),
+                spread(record.best(name)),
+                published,
+                f"{np.mean(bits):.2f}" if bits else "",
+            ]
+        )
+    header = ["network", "k", "at the end", "best moment", "follow-up (best moment)",
+              "bits per weight, stored"]  # fmt: skip
+    return {"weight_agnostic": table(header, rows)}
+
+
+def overview(record: Record):
+    return [
+        [
+            f"one weight for all, {name}" + (" (the follow-up's)" if "250" in name else ""),
+            f"{PUBLISHED[name[:2]]:.2%} (best)" if "250" in name else "",
+            record.last(name),
+        ]
+        for name in RUNS
+    ]
+
+
+def draw(record: Record):
+    """Test errors of both networks, beside what was published."""
+    figure, axs = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    for ax, letter, (name, network) in zip(axs, "ab", {"F1": F1, "F2": F2}.items(), strict=True):
+        for k, line in ((250, "--"), (1, "-")):
+            label = f"LAPerm, k = {k}" + (" (the follow-up's)" if k == 250 else "")
+            figures.curve(
+                ax, record, f"{name}, k = {k}", "LAPerm", label, error=True, linestyle=line
+            )
+        figures.paper_line(ax, 1 - PUBLISHED[name], "published, best moment")
+        ax.label_outer()
+        layers = "-".join(map(str, (784, *network.features)))
+        ax.set_title(f"({letter}) {name}: {layers}, weights from {{0, {network.weight}}}")
+        figures.error_axis(ax, 0.07, 1)
+    axs[1].get_legend().remove()
+    axs[0].legend(loc="upper right")
+    return {"accuracy": figure}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Section 1.2: weight profiles before and after training, and how alike they are (Figures 1, 2).
+"""Section 1.2: weight profiles before and after training, and how similar they are (Figures 1, 2).
 
     python examples/paper/weight_profiles.py --data-dir DIR
 
-Adam trains the network of Section 5.1.2 for 10 epochs. The number is the part of the variance of
-the weights that the layer's mean profile explains: 1 if all neurons have the same sorted weights.
-Without sorting it is next to nothing: the information is in the order.
+Adam trains the network of Section 5.1.2 for 10 epochs. Similarity is the fraction of the variance
+of a layer's weights that the layer's mean profile explains: 1 if all neurons have the same sorted
+weights. Without sorting it is close to 0: the information is in the order.
 """
 
 import matplotlib.pyplot as plt
@@ -14,9 +14,16 @@ import optax
 import p2t_jax as p2t
 from common import data, models
 from common.experiment import Experiment, mnist, parser
-from p2t_jax import plots
+from common.records import Record, spread, table
 
 EPOCHS = 10
+LAYERS = ("784-500", "500-300", "300-10")
+VIEWS = {  # what is drawn of the first two layers, and how it is sorted
+    "before training, sorted": True,
+    "after training": False,
+    "after training, sorted": True,
+}
+QUANTILES = (0, 5, 50, 95, 100)  # per cent, over the neurons of a layer
 
 
 def main():
@@ -26,51 +33,74 @@ def main():
     per_epoch = 30 if options.short else len(mnist_data.train_images) // 64
     steps = per_epoch if options.short else EPOCHS * per_epoch
 
-    similarity = {"before": [], "after": [], "after, not sorted": []}
+    similarity, arrays = {"before": [], "after": [], "after, not sorted": []}, {}
     for seed in experiment.seeds:
         run = experiment.fit(
             "Adam", models.MLP((500, 300, 10)), optax.adam(1e-3), mnist_data, seed,
-            steps=steps, every=per_epoch,
+            evaluate_at=range(0, steps + 1, per_epoch),
         )  # fmt: skip
         similarity["before"].append(by_layer(run.initial_params, sort=True))
         similarity["after"].append(by_layer(run.params, sort=True))
         similarity["after, not sorted"].append(by_layer(run.params, sort=False))
-        if seed == experiment.seeds[0]:
-            draw(experiment, run)
-    experiment.finish(
-        {},
-        **{
-            f"similarity of the profiles of the three layers, {when}": ", ".join(
-                f"{number:.4f}" for number in np.mean(values, axis=0)
-            )
-            for when, values in similarity.items()
-        },
-    )
+        arrays = arrays or quantiles(run)
+    measured = {}
+    for when, values in similarity.items():
+        means = np.round(np.mean(values, axis=0), 4).tolist()
+        measured[when] = dict(zip(LAYERS, means, strict=True))
+    experiment.finish(measured, arrays)
 
 
 def by_layer(params, sort):
     """The similarity of the profiles of every layer."""
     vectors = [np.transpose(layer["kernel"]) for layer in params.values()]
-    return [float(p2t.profile_similarity(np.sort(w) if sort else w)) for w in vectors]
+    return [float(p2t.profiles.profile_similarity(np.sort(w) if sort else w)) for w in vectors]
 
 
-def draw(experiment, run):
+def quantiles(run):
+    """Quantiles over a layer's neurons at every rank (sorted) or place (not), for the figure."""
+    found = {}
+    for i, layer in enumerate(LAYERS[:2]):
+        for view, sort in VIEWS.items():
+            params = run.params if "after" in view else run.initial_params
+            vectors = np.transpose(params[f"Dense_{i}"]["kernel"])
+            vectors = np.sort(vectors) if sort else vectors
+            found[f"{layer}: {view}"] = np.percentile(vectors, QUANTILES, axis=0)
+    return found
+
+
+def tables(record: Record):
+    rows = [
+        [when, *(f"{record.measured(when)[layer]:.3f}" for layer in LAYERS)]
+        for when in ("before", "after", "after, not sorted")
+    ]
+    return {
+        "weight_profiles": table(["", *LAYERS], rows),
+        "weight_profiles-accuracy": table(
+            ["", "test accuracy"], [[f"Adam, {EPOCHS} epochs", spread(record.last("Adam"))]]
+        ),
+    }
+
+
+def overview(record: Record):
+    return []  # its subject is not accuracy
+
+
+def draw(record: Record):
     """The first two layers before and after training, as they are (1a) and sorted (1b)."""
-    figure, axs = plt.subplots(2, 3, figsize=(14, 7), layout="constrained")
-    for row, name in zip(axs, ("Dense_0", "Dense_1"), strict=True):
-        before, after = run.initial_params[name]["kernel"], run.params[name]["kernel"]
-        for ax, (title, weights, sort) in zip(
-            row,
-            (
-                ("before training, sorted", before, True),
-                ("after training", after, False),
-                ("after training, sorted", after, True),
-            ),
-            strict=True,
-        ):
-            plots.profile(weights, sort=sort, ax=ax)
-            ax.set_title(f"{name}: {title}")
-    experiment.save_picture(figure, "profiles")
+    figure, axs = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained", sharey="row")
+    letters = iter("abcdef")
+    for row, layer in zip(axs, LAYERS[:2], strict=True):
+        for ax, (view, sort) in zip(row, VIEWS.items(), strict=True):
+            least, low, median, high, most = record.array(f"{layer}: {view}")
+            places = np.arange(len(median))
+            ax.fill_between(places, least, most, color="0.85", linewidth=0, label="all neurons")
+            band = {"color": "#56B4E9", "linewidth": 0, "label": "5% to 95% of them"}
+            ax.fill_between(places, low, high, **band)
+            ax.plot(places, median, color="black", linewidth=1, label="median")
+            ax.set(title=f"({next(letters)}) {layer}: {view}", xlabel="rank" if sort else "place")
+        row[0].set_ylabel("weight")
+    axs[0, 0].legend(loc="upper left")
+    return {"profiles": figure}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Which axes of a parameter are the incoming weights of one neuron (Section 1.1)."""
 
 from p2t_jax._vectors.biases import is_bias, with_biases
+from p2t_jax._vectors.combine import named_vectors, stacked
 from p2t_jax._vectors.infer import infer_vectors
 from p2t_jax._vectors.match import VectorAxes, VectorSpec, pair, vector_axes
 from p2t_jax._vectors.paths import (
@@ -13,7 +14,7 @@ from p2t_jax._vectors.paths import (
     positions,
     show,
 )
-from p2t_jax._vectors.rules import equinox_vectors, flax_vectors, haiku_vectors, stacked
+from p2t_jax._vectors.rules import equinox_vectors, flax_vectors, haiku_vectors
 
 __all__ = [
     "Axes",
@@ -28,6 +29,7 @@ __all__ = [
     "is_bias",
     "is_index",
     "named_leaves",
+    "named_vectors",
     "pair",
     "path_names",
     "positions",

@@ -23,7 +23,9 @@ class UnknownVectorsError(ValueError):
     def __init__(self, rule: str, path: Path, leaf: Any, why: str):
         self.rule = rule
         self.unknown = Unknown(path, tuple(np.shape(leaf)), why)
-        super().__init__(question(f"{rule} does not know", [self.unknown], rule))
+        super().__init__(
+            question(f"{rule} does not know", [self.unknown], f'"{rule.removesuffix("_vectors")}"')
+        )
 
 
 def question(who: str, unknown: Sequence[Unknown], otherwise: str | None) -> str:
@@ -38,9 +40,8 @@ def question(who: str, unknown: Sequence[Unknown], otherwise: str | None) -> str
     reasons: dict[str, list[str]] = {}
     for name, members in groups.items():
         for why in dict.fromkeys(member.why for member in members):
-            reasons.setdefault(why, []).append(name)
+            reasons.setdefault(why, []).append(name or show(()))
     because = [f"- {', '.join(names)}: {why}" for why, names in reasons.items()]
-    end = f', otherwise="{otherwise}"' if otherwise else ""
     number = f"{len(unknown)} parameters" if len(unknown) > 1 else show(unknown[0].path)
     return "\n".join(
         [
@@ -52,7 +53,7 @@ def question(who: str, unknown: Sequence[Unknown], otherwise: str | None) -> str
             "",
             "vectors = p2t_jax.named_vectors({",
             *lines,
-            f"}}{end})" if otherwise else "})",
+            f"}}, otherwise={otherwise})" if otherwise else "})",
         ]
     )
 

@@ -16,7 +16,7 @@ from p2t_jax._vectors.uses import Use
 
 
 def infer_vectors(
-    fn: Callable[..., Any], params: Any, *inputs: Any, otherwise: VectorSpec | None = None
+    fn: Callable[..., Any], params: Any, *inputs: Any, otherwise: VectorSpec = "ask"
 ) -> Any:
     """Reads off a network which axes of its parameters are the incoming weights of one neuron.
 
@@ -36,15 +36,16 @@ def infer_vectors(
         *inputs: what a training step gives it: arrays or `jax.ShapeDtypeStruct`s, in any pytrees.
             Other leaves (bool, str, None) are handed on as they are. Random numbers and constants
             do not count as inputs.
-        otherwise: answers for parameters that the network leaves open: a rule, its name, or a tree
-            of axes, see `laperm`.
+        otherwise: answers for parameters that the network leaves open: "ask" with an error, or a
+            rule, its name, or a tree of axes, see `laperm`. None does not permute them.
 
     Returns:
         A tree like `params`, with a tuple of axes or None for each: plain data to print, edit, save
         and pass as `vectors`.
 
     Raises:
-        ValueError: If a parameter's use does not tell its axes, and `otherwise` does not either.
+        ValueError: If a parameter's use does not tell its axes, and `otherwise` does not either; if
+            there are no arrays among `inputs`.
 
     Example:
         >>> import jax, jax.numpy as jnp, p2t_jax as p2t
@@ -69,7 +70,7 @@ def infer_vectors(
             found.append(answer)
             continue
         try:
-            if otherwise is None:
+            if isinstance(spec, str) and spec == "ask":
                 raise UnknownVectorsError("infer_vectors", path, leaf, answer)
             found.append(axes_of(spec, path, leaf))
         except UnknownVectorsError:
@@ -91,6 +92,11 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any) -> dict[int, list[U
             *jax.tree.unflatten(inputs_def, [traced.get(i, leaf) for i, leaf in enumerate(data)]),
         )
 
+    if not traced:
+        raise ValueError(
+            "inputs: expected arrays, or their shapes, that fn is given besides params, got "
+            f"{inputs!r}. What fn closes over is a constant to it."
+        )
     closed = jax.make_jaxpr(flat)(arrays, traced)
     values = [
         origins.Value(False, ((i, origins.parameter(leaf.shape)),))
@@ -121,23 +127,25 @@ def _decided(leaf: Any, uses: list[Use]) -> tuple[int, ...] | str | None:
     """The axes of a parameter from its uses, or the reason why they are not known."""
     if not _is_parameter(leaf):
         return None
+    kinds = {use.kind for use in uses}
     unclear = sorted({use.why for use in uses if use.kind == "unclear"})
+    if "accumulated" in kinds and "elementwise" not in kinds:
+        unclear.append("slices of it are multiplied elementwise, and the products added")
     if unclear:
         return "; ".join(unclear)
     axes = {use.axes for use in uses if use.kind == "contracted"}
     # Whether an axis of size 1 belongs to a vector makes no difference.
     different = {tuple(a for a in those if leaf.shape[a] != 1) for those in axes}
-    elementwise = any(use.kind == "elementwise" for use in uses)
     if len(different) > 1:
         return f"it is contracted along axes {' and '.join(map(str, sorted(different)))}"
-    if axes and elementwise:
+    if axes and "elementwise" in kinds:
         return (
             f"it is contracted along axes {min(axes)}, and also looked up, added or multiplied "
             "elementwise"
         )
     if axes:
         return max(axes, key=len)
-    if elementwise:
+    if "elementwise" in kinds:
         return None
     indirect = sorted({use.why for use in uses})
     return "; ".join(indirect) or "it meets nothing that depends on the inputs"

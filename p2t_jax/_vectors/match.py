@@ -17,6 +17,7 @@ import jax.export
 import numpy as np
 
 from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
+from p2t_jax._vectors.combine import RULES, NamedVectors, named_rule
 from p2t_jax._vectors.paths import (
     Path,
     VectorRule,
@@ -28,7 +29,6 @@ from p2t_jax._vectors.paths import (
     show,
     unboxed,
 )
-from p2t_jax._vectors.rules import named_rule
 
 VectorSpec: TypeAlias = VectorRule | str | Any  # a rule, its name, or a (prefix) tree of axes
 
@@ -64,17 +64,44 @@ def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None,
         ((0, 1, 2), (0,), None)
     """
     resolved = []
-    unknown: dict[str, list[Unknown]] = {}
+    unknown: list[Unknown] = []
+    who: dict[str, str] = {}
+    paths: dict[Any, list[Path]] = {}
     for path, leaf, spec in pair(vectors, tree):
+        if isinstance(spec, NamedVectors):
+            paths.setdefault(spec, []).append(path)
         try:
             resolved.append(axes_of(spec, path, leaf))
         except UnknownVectorsError as error:
-            unknown.setdefault(error.rule, []).append(error.unknown)
+            unknown.append(error.unknown)
+            who.setdefault(error.rule, _as_argument(spec))
     if unknown:
-        rule = next(iter(unknown))
-        everything = [leaf for leaves in unknown.values() for leaf in leaves]
-        raise ValueError(question(f"{' and '.join(unknown)} do not know", everything, rule))
+        verb = "does not know" if len(who) == 1 else "do not know"
+        raise ValueError(question(f"{' and '.join(who)} {verb}", unknown, next(iter(who.values()))))
+    for table, those in paths.items():
+        unused = table.unused(those)
+        if unused and not _has_gaps(tree):
+            raise ValueError(
+                f"vectors: no parameter has a path that ends with {' or '.join(unused)}. The paths "
+                f"are {', '.join(map(show, those))}."
+            )
     return tuple(resolved)
+
+
+def _as_argument(spec: Any) -> str:
+    """What stands for a rule in the code that an error proposes."""
+    known = {rule: name for name, rule in RULES.items()}
+    name = spec if isinstance(spec, str) else known.get(spec)
+    return f'"{name}"' if name else "vectors"
+
+
+def _has_gaps(tree: Any) -> bool:
+    """Whether parameters are left out, as `optax.masked` leaves `MaskedNode`s in their place."""
+
+    def is_gap(node: Any) -> bool:
+        return type(node) not in (dict, list, tuple) and not jax.tree.leaves(node)
+
+    return any(map(is_gap, jax.tree.leaves(tree, is_leaf=is_gap)))
 
 
 def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
@@ -130,7 +157,7 @@ class VectorAxes(NamedTuple):
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, VectorAxes):
-            return NotImplemented
+            return False  # or a plain tuple would decide
         return self.axes_by_path == other.axes_by_path or "{}" in (
             self.axes_by_path,
             other.axes_by_path,

@@ -29,10 +29,11 @@ MIXED = "mixed"  # in a way that does not follow its axes
 # and these on the inputs, too; what it is used for decides:
 PRODUCT = "product"  # multiplied by something
 SUMMED = "summed"  # a slice of it, multiplied by something, as one term of a sum
+ACCUMULATED = "accumulated"  # several slices of it, multiplied by something, summed
 LOOKED_UP = "looked up"  # some of its rows
 CHOSEN = "chosen"  # it or another, as a condition says
 JOINED = "joined"  # next to something
-CONDITIONAL = (PRODUCT, SUMMED, LOOKED_UP, CHOSEN, JOINED)
+CONDITIONAL = (PRODUCT, SUMMED, ACCUMULATED, LOOKED_UP, CHOSEN, JOINED)
 
 
 class Origin(NamedTuple):
@@ -77,7 +78,7 @@ class Value(NamedTuple):
         """The origins in parameters."""
         return [(p, o) for p, o in self.origins if p >= 0]
 
-    def dim_of(self, pseudo: int) -> Dims:
+    def dims_of(self, pseudo: int) -> Dims:
         """The dimensions of IOTA, FLAT or ONE_HOT; none where it is not that."""
         return next((o.dims for p, o in self.origins if p == pseudo), ())
 

@@ -12,11 +12,17 @@ ELEMENTWISE = {
     *("erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma"),
     *("igammac", "imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p"),
     *("logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or"),
-    *("pbroadcast", "pcast", "pmax", "pmean", "pmin", "polygamma", "population_count"),
-    *("pow", "ppermute", "psum", "psum2", "psum_invariant", "pvary", "real"),
+    *("polygamma", "population_count"),
+    *("pow", "real"),
     *("reduce_precision", "regularized_incomplete_beta", "rem", "round", "rsqrt"),
     *("shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin"),
     *("sinh", "sqrt", "square", "sub", "tan", "tanh", "xor", "zeta"),
+}
+
+# Each operand is combined with itself on other devices.
+COLLECTIVES = {
+    *("pbroadcast", "pcast", "pmax", "pmean", "pmin", "ppermute"),
+    *("psum", "psum2", "psum_invariant", "pvary"),
 }
 
 # The results are the operands.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from p2t_jax._vectors.origins import (
+    ACCUMULATED,
     CHOSEN,
     CONDITIONAL,
     CONSTANT,
@@ -39,7 +40,7 @@ class Use(NamedTuple):
 
     Attributes:
         parameter: its index.
-        kind: "contracted", "elementwise", "unclear" or "indirect".
+        kind: "contracted", "elementwise", "accumulated", "unclear" or "indirect".
         axes: the axes that are contracted.
         why: for "unclear" and "indirect", the reason to ask.
     """
@@ -56,9 +57,17 @@ class Uses:
     def __init__(self) -> None:
         self.found: set[Use] = set()
 
-    def elementwise(self, parameter: int) -> None:
+    def elementwise(self, parameter: int, origin: Origin) -> None:
         """The parameter is added to data, multiplied by them, or looked up by them."""
-        self.found.add(Use(parameter, "elementwise"))
+        if origin.kind != ACCUMULATED:
+            self.found.add(Use(parameter, "elementwise"))
+
+    def accumulated(self, parameter: int) -> None:
+        """Slices of it are multiplied by data, and the products added: a contraction by hand.
+
+        Unless what they are added to is used in between, as a residual stream is.
+        """
+        self.found.add(Use(parameter, "accumulated"))
 
     def unclear(self, parameter: int, why: str) -> None:
         """Its axes cannot be told from this use."""
@@ -79,13 +88,13 @@ class Uses:
         elif whole:
             self.found.add(Use(parameter, "contracted", tuple(sorted(whole))))
         else:
-            self.elementwise(parameter)
+            self.elementwise(parameter, origin)
 
     def ended(self, value: Value) -> None:
         """Nothing else is done with the value: what it waited for will not come."""
         for p, origin in value.parameters:
             if origin.kind in CONDITIONAL:
-                self.elementwise(p)
+                self.elementwise(p, origin)
             elif value.depends:
                 self.indirect(p, origin.why)
 
@@ -98,7 +107,7 @@ _SCALING = {
 
 def elementwise(name: str, ins: Sequence[Value], uses: Uses) -> Value:
     """All operations on the elements of operands of equal shapes."""
-    if name == "eq" and any(v.dim_of(IOTA) for v in ins):
+    if name == "eq" and any(v.dims_of(IOTA) for v in ins):
         return _one_hot(ins)
     if not any(v.origins for v in ins):
         return DATA if any(v.depends for v in ins) else CONSTANT
@@ -114,7 +123,7 @@ def elementwise(name: str, ins: Sequence[Value], uses: Uses) -> Value:
                 elif name in ("mul", "div"):
                     out[p] = origin._replace(kind=PRODUCT)
                 else:
-                    uses.elementwise(p)
+                    uses.elementwise(p, origin)
             continue
         for p, origin in value.origins:
             if (p == ONE_HOT and name in _SCALING) or (p == FLAT and len(ins) == 1):
@@ -136,32 +145,37 @@ def _conditional(
 ) -> None:
     """What an elementwise operation does to a value that waits for what it is used for."""
     terms = [o for v in ins if v is not value for q, o in v.origins if q == p]
-    if name in ("add", "sub", "add_any") and origin.kind in (PRODUCT, SUMMED):
-        if origin.slices and any(o.slices and o.slices != origin.slices for o in terms):
-            uses.unclear(p, "slices of it are multiplied elementwise, and the products added")
+    if name in ("add", "sub", "add_any") and origin.kind in (PRODUCT, SUMMED, ACCUMULATED):
+        if origin.kind == ACCUMULATED:
+            out[p] = origin
+        elif origin.slices and any(o.slices and o.slices != origin.slices for o in terms):
+            uses.accumulated(p)
+            out[p] = origin._replace(kind=ACCUMULATED)
+        elif p in out:
+            pass  # The other operand has been seen to accumulate.
         elif origin.slices:  # The other slices may come.
             out[p] = origin._replace(kind=SUMMED)
         elif any(v.depends or v.origins for v in ins if v is not value):
-            uses.elementwise(p)
+            uses.elementwise(p, origin)
         else:
             out[p] = origin
     elif name in _SCALING and origin.kind != SUMMED and (origin.kind == PRODUCT or not others):
         out[p] = origin
     else:
-        uses.elementwise(p)
+        uses.elementwise(p, origin)
 
 
 def _one_hot(ins: Sequence[Value]) -> Value:
     """Numbers compared with 0 to n - 1: if they do not vary along those, one of them is equal."""
     if not any(v.depends for v in ins):
         return CONSTANT
-    (counted,) = [v for v in ins if v.dim_of(IOTA)][:1]
+    (counted,) = [v for v in ins if v.dims_of(IOTA)][:1]
     (numbers,) = [v for v in ins if v is not counted][:1] or [CONSTANT]
-    along = [i for i, parts in enumerate(counted.dim_of(IOTA)) if parts]
-    flat = numbers.dim_of(FLAT)
+    along = [i for i, parts in enumerate(counted.dims_of(IOTA)) if parts]
+    flat = numbers.dims_of(FLAT)
     if not all(flat and flat[i] for i in along):
         return DATA
-    return Value(True, ((ONE_HOT, Origin(DIRECT, counted.dim_of(IOTA))),))
+    return Value(True, ((ONE_HOT, Origin(DIRECT, counted.dims_of(IOTA))),))
 
 
 def _of_parameters(name: str, ins: Sequence[Value]) -> Value:
@@ -189,8 +203,10 @@ def _both(a: Origin | None, b: Origin) -> Origin:
     """The origin in one parameter of what is made of two values that have it."""
     if a is None or a.kind == MIXED:
         return b
-    if b.kind == MIXED or a == b:
+    if b.kind == MIXED or a == b or a.kind == ACCUMULATED:
         return a
+    if b.kind == ACCUMULATED:
+        return b
     slices = tuple(sorted({*a.slices, *b.slices}))
     if a.dims == b.dims:
         return a._replace(slices=slices)
@@ -223,7 +239,7 @@ def _waiting(origin: Origin, kind: str) -> Origin:
 
 def _end_one(p: int, origin: Origin, depends: bool, uses: Uses) -> None:
     if origin.kind in CONDITIONAL or (origin.kind == DIRECT and depends):
-        uses.elementwise(p)
+        uses.elementwise(p, origin)
     else:
         uses.indirect(p, origin.why or "it decides between other values")
 
@@ -264,7 +280,7 @@ def reduced(name: str, value: Value, axes: Sequence[int], uses: Uses) -> Value:
         elif origin.kind in (PRODUCT, SUMMED) and name == "reduce_sum" and parts:
             uses.unclear(p, "it is multiplied elementwise, and the products are summed")
         else:
-            uses.elementwise(p)
+            uses.elementwise(p, origin)
     return Value(value.depends, tuple(sorted(out.items())))
 
 
@@ -301,7 +317,7 @@ def contraction(
     depends = left.depends or right.depends
     out: dict[int, Origin] = {}
     for side, (value, other) in enumerate(((left, right), (right, left))):
-        hot = other.dim_of(ONE_HOT)
+        hot = other.dims_of(ONE_HOT)
         by_one_hot = bool(hot) and any(hot[i] for i in contracted[1 - side])
         for p, origin in value.parameters:
             if origin.kind == MIXED:
@@ -337,9 +353,9 @@ def _contract_waiting(
         elif parts and other.depends and len(parts) < sum(map(len, origin.dims)):
             uses.unclear(p, "it is multiplied elementwise, and then contracted")
         else:
-            uses.elementwise(p)
+            uses.elementwise(p, origin)
     elif not parts or not other.depends:
-        uses.elementwise(p)
+        uses.elementwise(p, origin)
     elif origin.kind == CHOSEN:
         uses.contracted(p, origin, parts)
     else:
@@ -353,8 +369,10 @@ def swallowed(name: str, ins: Sequence[Value], outs: int, uses: Uses) -> list[Va
     out: dict[int, Origin] = {}
     for value in ins:
         for p, origin in value.parameters:
-            if origin.kind in CONDITIONAL and value.depends:
-                uses.elementwise(p)
+            if origin.kind in (PRODUCT, SUMMED) and name.startswith(("cumsum", "reduce_window")):
+                uses.unclear(p, "it is multiplied elementwise, and the products are summed")
+            elif origin.kind in CONDITIONAL and value.depends:
+                uses.elementwise(p, origin)
             elif depends and origin.kind in (DIRECT, GAIN):
                 uses.unclear(p, f"it goes into {name}, an operation that is not known")
             else:

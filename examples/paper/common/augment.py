@@ -1,8 +1,8 @@
 """Section 5.2's data augmentation: random rotations and shifts, on the device."""
 
-import dm_pix as pix
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 
 
 def affine(image, angle, shift):
@@ -16,12 +16,18 @@ def affine(image, angle, shift):
     Returns:
         The image, bilinearly interpolated.
     """
+    height, width, _ = image.shape
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    # Where the pixel at (row, column, channel) comes from, hence the inverse of what is asked.
-    inverse = jnp.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
-    centre = (jnp.array(image.shape) - 1) / 2
-    offset = centre - inverse @ (centre + jnp.append(shift, 0))
-    return pix.affine_transform(image, inverse, offset=offset, order=1, mode="nearest")
+    # Where the pixel at (row, column) comes from, hence the inverse of what is asked.
+    centre = (jnp.array([height, width]) - 1) / 2
+    rows = jnp.arange(height)[:, None] - centre[0] - shift[0]
+    columns = jnp.arange(width) - centre[1] - shift[1]
+    source = [cos * rows + sin * columns + centre[0], cos * columns - sin * rows + centre[1]]
+
+    def channel(pixels):
+        return map_coordinates(pixels, source, order=1, mode="nearest")
+
+    return jax.vmap(channel, in_axes=-1, out_axes=-1)(image)
 
 
 def augment(key, images, degrees=15.0, shift=0.1):
@@ -31,7 +37,7 @@ def augment(key, images, degrees=15.0, shift=0.1):
         key: A JAX random key.
         images: (batch, height, width, channels); integers become float32.
         degrees: The most that an image turns, either way.
-        shift: The most that it moves, either way, as a part of its height and of its width.
+        shift: The most that it moves, either way, as a fraction of its height and of its width.
 
     Returns:
         Floating images of the same shape.

@@ -1,7 +1,8 @@
-"""What the CIFAR-10 experiments of Section 5.2 share: options, augmented data, the comparison."""
+"""What the CIFAR-10 experiments of Section 5.2 share: options, augmented data, runs and figures."""
 
 import argparse
 import resource
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,32 +11,53 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from common import augment, data, training
-from common.experiment import Experiment
-from p2t_jax import plots
+import p2t_jax as p2t
+from common import augment, data, figures, training
+from common.experiment import Experiment, parser
+from common.records import Record, spread, table
 
-BATCH = 64
+BATCH, RATE = 64, 1e-3
 
 
-def add_options(parser: argparse.ArgumentParser, epochs: int) -> None:
-    """Length of the training, sync periods, and how much of the data is used."""
-    parser.add_argument("--epochs", type=int, default=epochs)
-    parser.add_argument("--sync-period", type=int, nargs="+", default=[10], help="one run for each")
-    parser.add_argument("--train-images", type=int, default=50_000, help="the first so many")
-    parser.add_argument("--no-adam", action="store_true", help="leave out Adam alone")
+def arguments(doc: str, epochs: int) -> argparse.Namespace:
+    """Those of all scripts; length of the training, sync periods, and which runs."""
+    options = parser(doc)
+    options.add_argument("--epochs", type=int, default=epochs)
+    options.add_argument(
+        "--sync-period", type=period, nargs="*", default=[(10, 10)], metavar="K",
+        help="a run of LAPerm for each: a number, or two, as in 10-1000, from the beginning to the "
+        "end of which it grows exponentially",
+    )  # fmt: skip
+    options.add_argument("--only", nargs="+", metavar="NAME", help="only these runs, by name")
+    return options.parse_args()
+
+
+def period(text: str) -> tuple[int, int]:
+    """The sync period at the beginning and at the end of training: "10" or "10-1000"."""
+    first, _, last = text.partition("-")
+    return int(first), int(last or first)
+
+
+def laperm_runs(
+    options: argparse.Namespace, inner: optax.GradientTransformation, steps: int
+) -> dict[str, optax.GradientTransformation]:
+    """LAPerm with each sync period, by name."""
+    runs = {}
+    for first, last in options.sync_period:
+        k: Any = first
+        if last != first:
+            k = optax.exponential_decay(first, steps, last / first)
+        name = f"LAPerm, k = {first}" + (f" to {last}" if last != first else "")
+        runs[name] = p2t.laperm(inner, k)
+    return runs
 
 
 def load(options: argparse.Namespace) -> training.Data:
     """CIFAR-10 on the device, z-score normalized and augmented when it is trained on."""
     dataset = data.load("cifar10", options.data_dir)
-    train_images = 2 * BATCH if options.short else options.train_images
-    dataset = dataset._replace(
-        train_images=dataset.train_images[:train_images],
-        train_labels=dataset.train_labels[:train_images],
-    )
     if options.short:
-        dataset = dataset._replace(
-            test_images=dataset.test_images[:100], test_labels=dataset.test_labels[:100]
+        dataset = data.Dataset(
+            *(array[: 2 * BATCH] for array in dataset[:2]), *(array[:100] for array in dataset[2:])
         )
     mean, deviation = data.channel_statistics(dataset.train_images)
 
@@ -46,9 +68,16 @@ def load(options: argparse.Namespace) -> training.Data:
     return training.Data(*map(jnp.asarray, dataset), prepare)
 
 
-def divided_by_10_at(epochs: list[int], per_epoch: int) -> optax.Schedule:
-    """Adam's learning rate: 1e-3, divided by 10 at the given epochs."""
-    return optax.piecewise_constant_schedule(1e-3, {epoch * per_epoch: 0.1 for epoch in epochs})
+def steps_of(options: argparse.Namespace, cifar: training.Data) -> int:
+    """The mini-batches of the whole training."""
+    return options.epochs * (len(cifar.train_images) // BATCH)
+
+
+def divided_by_10(fractions: Sequence[float], steps: int) -> optax.Schedule:
+    """Adam's learning rate: divided by 10 after fractions of the training."""
+    return optax.piecewise_constant_schedule(
+        RATE, {round(fraction * steps): 0.1 for fraction in fractions}
+    )
 
 
 def l2(factor: float) -> optax.GradientTransformation:
@@ -60,37 +89,81 @@ def l2(factor: float) -> optax.GradientTransformation:
     return optax.add_decayed_weights(2 * factor, kernels)
 
 
-def compare(
-    experiment: Experiment,
-    cifar: training.Data,
-    optimizers: dict[str, Any],
-    paper: dict[str, str],
-) -> None:
-    """Train each (model, optimizer) of a dict by name with every seed; draw the curves."""
+def train(experiment: Experiment, cifar: training.Data, runs: dict[str, Any]) -> Record:
+    """Train each (model, optimizer) of a dict by name with every seed."""
+    options = experiment.options
     per_epoch = len(cifar.train_images) // BATCH
-    epochs = 2 if experiment.options.short else experiment.options.epochs
+    if unknown := set(options.only or ()) - set(runs):
+        raise SystemExit(f"--only: there is no run {unknown}; there are {list(runs)}.")
     # XLA compiles the gradients of convolutions in a loop to something 20 times slower on a CPU:
     # https://github.com/jax-ml/jax/issues/12868
     one_call = jax.default_backend() != "cpu"
-    figure, ax = plt.subplots(figsize=(7, 4.5))
-    for name, (model, tx) in optimizers.items():
+    measured = {}
+    for name in options.only or runs:
+        model, tx = runs[name]
+        seconds = []
         for seed in experiment.seeds:
-            experiment.fit(
+            run = experiment.fit(
                 name, model, tx, cifar, seed,
-                steps=epochs * per_epoch, every=per_epoch, batch_size=BATCH, one_call=one_call,
+                evaluate_at=range(0, steps_of(options, cifar) + 1, per_epoch),
+                batch_size=BATCH, one_call=one_call,
             )  # fmt: skip
-        batches, accuracy = experiment.curves(name)
-        plots.learning_curve(batches / per_epoch, accuracy, label=name, ax=ax)
-    ax.set(xlabel="epochs", title=f"{experiment.name} on {len(cifar.train_images):,} images")
-    experiment.save_picture(figure, "accuracy")
+            seconds.append(run.seconds)
+        rate = steps_of(options, cifar) / np.mean(seconds)
+        measured[f"{name}: mini-batches per second"] = round(float(rate), 1)
     memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    # A CPU reports none: then it is all that the process has had, in KiB on Linux.
+    # A CPU reports none: then the process's own peak, in KiB on Linux.
     memory = memory or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = [run["seconds"] for run in experiment.runs]
-    experiment.finish(
-        paper,
-        **{
-            "mini-batches a second": f"{epochs * per_epoch / np.mean(seconds):.1f}",
-            "peak memory": f"{memory / 2**20:.0f} MiB",
-        },
-    )
+    return experiment.finish(measured | {"peak memory, MiB": round(memory / 2**20)})
+
+
+def names(record: Record) -> list[str]:
+    """The optimizers of a record: those with LAPerm first."""
+    found = dict.fromkeys(run["optimizer"] for run in record.contents["runs"])
+    return sorted(found, key=lambda name: (not name.startswith("LAPerm"), name))
+
+
+def overview(record: Record, network: str, paper: dict[str, str]) -> list[list[Any]]:
+    """A row for every run of the paper's or of ours."""
+    epochs = record.contents.get("hyperparameters", {}).get("epochs")
+    ours = f" ({epochs} epochs)" if epochs else ""
+    return [
+        [f"{network}, CIFAR-10, {run}{ours}", paper.get(run, ""), record.last(run)]
+        for run in dict.fromkeys([*paper, *names(record)])
+    ]
+
+
+def tables(record: Record, name: str, paper: dict[str, str]) -> dict[str, str]:
+    """At the end and at best, beside the paper's numbers, which are of more epochs."""
+    epochs = record.contents.get("hyperparameters", {}).get("epochs")
+    rows = [
+        [
+            run,
+            paper.get(run, ""),
+            spread(record.last(run)),
+            spread(record.best(run)) if len(record.last(run)) else "",
+        ]
+        for run in dict.fromkeys([*paper, *names(record)])
+    ]
+    header = ["", "the paper", f"at the end ({epochs} epochs)" if epochs else "at the end", "best"]
+    return {name: table(header, rows)}
+
+
+def draw(record: Record, title: str, paper: dict[str, tuple[str, float]]) -> dict[str, Any]:
+    """Test accuracy against epochs, beside the paper's numbers; nothing if there are no runs."""
+    if not names(record):
+        return {}
+    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    styles = iter(["-", "--", "-.", ":"])
+    for name in names(record):
+        color = name.split(",")[0]
+        batches, accuracy = record.curves(name)
+        epochs = batches / batches[1]
+        style = next(styles) if color == "LAPerm" else ("-" if name == "Adam" else "--")
+        figures.band(ax, epochs, accuracy, color, name, linestyle=style)
+    for label, (color, value) in paper.items():
+        figures.paper_line(ax, value, label, color)
+    figures.percent(ax.yaxis)
+    ax.set(xlabel="epochs", title=title)
+    ax.legend(loc="lower right")
+    return {"accuracy": figure}

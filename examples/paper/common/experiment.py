@@ -1,22 +1,21 @@
-"""What the scripts share besides training: options, the record of the runs, a table at the end."""
+"""What the scripts share besides training: options, runs that resume, the record at the end."""
 
 import argparse
 import importlib.metadata
 import json
 import platform
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 
 import p2t_jax as p2t
-from common import data, training
-
-mpl.use("agg")  # pictures are files here
+from common import data, records, training
+from common.records import Record
 
 
 def parser(doc: str, seeds: int = 1) -> argparse.ArgumentParser:
@@ -25,12 +24,16 @@ def parser(doc: str, seeds: int = 1) -> argparse.ArgumentParser:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data-dir", help="where the data sets are; default: $P2T_DATA_DIR, else fetched"
+        "--data-dir", help="where the data sets are; default: $P2T_DATA_DIR, else downloaded"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
-    parser.add_argument("--seeds", type=int, default=seeds, help="how many runs of each optimizer")
-    parser.add_argument("--output-dir", type=Path, default=Path("results"), help="pictures, record")
-    parser.add_argument("--short", action="store_true", help="only see that it works")
+    parser.add_argument("--seeds", type=int, default=seeds, help="number of runs per optimizer")
+    parser.add_argument(
+        "--output-dir", type=Path, default=records.FOLDER, help="where the record is written"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="a few steps, to see that it works; no record is kept"
+    )
     return parser
 
 
@@ -42,17 +45,38 @@ def mnist(dataset: data.Dataset) -> training.Data:
 class Experiment:
     """The runs of one script.
 
-    A run that was interrupted goes on where it was saved when the script is called again with the
-    same options; one that was finished is not repeated. `finish` clears what that took.
+    An interrupted run resumes from its last checkpoint when the script is called again with the
+    same options, and a finished one is not repeated. `finish` deletes the checkpoints and writes
+    the record, or adds to it if there is one of the same hyperparameters.
     """
 
     def __init__(self, name: str, options: argparse.Namespace, **hyperparameters: Any):
-        self.name, self.options, self.hyperparameters = name, options, hyperparameters
+        self.name, self.options = name, options
+        self.hyperparameters = json.loads(json.dumps(hyperparameters, default=str))
         self.folder = options.output_dir
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = self.folder / f"{name}-checkpoints"
+        if options.short and self.folder == records.FOLDER:
+            self.folder = Path(tempfile.mkdtemp(prefix="p2t-"))
         self.seeds = range(options.seed, options.seed + options.seeds)
-        self.runs: list[dict[str, Any]] = []
+        self.finished: list[Path] = []
+        self.record = Record(
+            {
+                "experiment": name,
+                "short": options.short,
+                "hyperparameters": self.hyperparameters,
+                "versions": versions(),
+            }
+        )
+        self._earlier()  # refuses to start if the record could not be added to
+
+    def _earlier(self) -> Record:
+        earlier = Record.load(self.name, self.folder)
+        same = earlier.contents.get("hyperparameters", self.hyperparameters) == self.hyperparameters
+        if not same or earlier.contents.get("short", self.options.short) != self.options.short:
+            raise SystemExit(
+                f"{self.folder / self.name}.json is a record of other hyperparameters. Remove it, "
+                "or choose another --output-dir."
+            )
+        return earlier
 
     def fit(
         self,
@@ -70,7 +94,8 @@ class Experiment:
         if start is None:
             start = training.initial_state(model, tx, data, seed)
         description = f"{optimizer}, seed {seed}"
-        folder = self.checkpoints / description.replace(" ", "-").replace(",", "").replace("/", "-")
+        name = description.replace(" ", "-").replace(",", "").replace("/", "-")
+        folder = self.folder / f"{self.name}-checkpoints" / name
         run = training.fit(
             model,
             tx,
@@ -81,73 +106,56 @@ class Experiment:
             checkpoints=training.Checkpoints(folder, self.hyperparameters | options),
             **options,
         )
+        self.finished.append(folder)
         permutation = bool(p2t.is_permutation(run.params, run.initial_params, vectors=vectors))
         if training.is_p2t(run.state.opt_state) and not permutation:
-            raise AssertionError(f"{description}: the weights are no permutation of the first ones")
-        stored = {"bits a weight, stored": bits_a_weight(run, vectors)} if permutation else {}
-        self.runs.append(
+            raise AssertionError(f"{description}: the weights are not a permutation")
+        stored = {"bits per weight, stored": bits_per_weight(run, vectors)} if permutation else {}
+        self.record.contents["runs"].append(
             {
                 "optimizer": optimizer,
                 "seed": seed,
-                "batches": run.batches.tolist(),
-                "accuracy": [round(float(accuracy), 6) for accuracy in run.accuracy],
                 "seconds": round(run.seconds, 1),
                 "exactly a permutation": permutation,
                 **stored,
+                "batches": run.batches.tolist(),
+                "accuracy": [round(float(accuracy), 5) for accuracy in run.accuracy],
             }
         )
         return run
 
-    def curves(self, optimizer: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mini-batches, and the accuracies of all runs of an optimizer, a row each."""
-        runs = [run for run in self.runs if run["optimizer"] == optimizer]
-        return np.array(runs[0]["batches"]), np.array([run["accuracy"] for run in runs])
-
-    def save_picture(self, figure: Any, what: str) -> None:
-        """Write a picture beside the record."""
-        figure.savefig(self.folder / f"{self.name}-{what}.png", dpi=110, bbox_inches="tight")
-
-    def finish(self, paper: dict[str, str], **measured: Any) -> None:
-        """Write the record; print each optimizer's accuracy beside the paper's number."""
-        record = {
-            "experiment": self.name,
-            "paper": paper,
-            "short": self.options.short,
-            "hyperparameters": self.hyperparameters,
-            "measured": measured,
-            "versions": versions(),
-            "runs": self.runs,
+    def finish(
+        self, measured: dict[str, Any] | None = None, arrays: dict[str, Any] | None = None
+    ) -> Record:
+        """Write the record, with what was measured besides accuracy; print the accuracies."""
+        self.record.contents["measured"] = measured or {}
+        self.record.contents["arrays"] = {
+            name: records.pack_array(array) for name, array in (arrays or {}).items()
         }
-        path = self.folder / f"{self.name}.json"
-        path.write_text(json.dumps(record, indent=1, default=str) + "\n")
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        path = self._earlier().merged(self.record).save(self.name, self.folder)
+        for folder in self.finished:
+            shutil.rmtree(folder, ignore_errors=True)
+        if (parent := self.folder / f"{self.name}-checkpoints").exists() and not any(
+            parent.iterdir()
+        ):
+            parent.rmdir()
 
-        print(f"\n{self.name}: test accuracy, mean (least - most) of {len(self.seeds)}")
-        print(f"{'':30}{'batches':>9}  {'at the end':26}{'best':26}the paper")
-        for optimizer in dict.fromkeys(run["optimizer"] for run in self.runs):
-            batches, accuracy = self.curves(optimizer)
-            print(
-                f"{optimizer:30}{batches[-1]:9}  {spread(accuracy[:, -1]):26}"
-                f"{spread(accuracy.max(axis=1)):26}{paper.get(optimizer, '')}"
-            )
-        for what, value in measured.items():
+        print(f"\n{self.name}: test accuracy, mean (min-max) of {len(self.seeds)} seeds")
+        for optimizer in dict.fromkeys(run["optimizer"] for run in self.record.contents["runs"]):
+            end, best = self.record.last(optimizer), self.record.best(optimizer)
+            print(f"{optimizer:40}{records.spread(end):28}best {records.spread(best)}")
+        for what, value in self.record.contents["measured"].items():
             print(f"{what}: {value}")
-        print(f"record: {path}")
+        print(f"record: {path}; examples/paper/results.py draws what it shows")
+        return self.record
 
 
-def bits_a_weight(run: training.Run, vectors: Any) -> float:
-    """Store the trained network, see that it comes back bit for bit, and say what it takes."""
+def bits_per_weight(run: training.Run, vectors: Any) -> float:
+    """Store the trained network, check that it is restored bit for bit, and return its size."""
     packed = p2t.pack(run.params, run.initial_params, vectors=vectors)
     again = p2t.unpack(packed, run.initial_params, vectors=vectors)
     jax.tree.map(np.testing.assert_array_equal, again, run.params)
     return round(8 * len(packed) / sum(leaf.size for leaf in jax.tree.leaves(run.params)), 4)
-
-
-def spread(values: Any) -> str:
-    """Mean, least and most of accuracies."""
-    values = np.asarray(values)
-    mean = f"{values.mean():.2%}"
-    return mean if values.size == 1 else f"{mean} ({values.min():.2%} - {values.max():.2%})"
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,9 @@ def initial_state(model: Any, tx: Any, data: Data, seed: int, adapt: Any = None)
 
 def is_p2t(opt_state: Any) -> bool:
     """Whether there is a P2T optimizer in an Optax state."""
-    return bool(optax.tree.get_all_with_path(opt_state, "vectors"))
+    states = (p2t.SynchronizeState, p2t.CyclePermutationState)
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, states))
+    return any(isinstance(leaf, states) for leaf in leaves)
 
 
 def exact(params: Any, opt_state: Any) -> Any:
@@ -141,18 +143,21 @@ def training_chunk(
 
 
 def evaluation(model: Any, prepare: Any) -> Any:
-    """A compiled (state, images, labels) -> accuracy."""
+    """(state, images, labels) -> accuracy; a compiled call for every `EVALUATION_BATCH` images."""
 
     @jax.jit
-    def accuracy(state: State, images: jax.Array, labels: jax.Array) -> jax.Array:
-        variables = {"params": exact(state.params, state.opt_state), **state.model_state}
+    def variables(state: State) -> Any:
+        return {"params": exact(state.params, state.opt_state), **state.model_state}
 
-        def is_right(image_and_label: Any) -> jax.Array:
-            image, label = image_and_label
-            logits = model.apply(variables, prepare(None, image[None]), train=False)
-            return logits[0].argmax(axis=-1) == label
+    @jax.jit
+    def right(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = model.apply(variables, prepare(None, images), train=False)
+        return (logits.argmax(axis=-1) == labels).sum()
 
-        return jax.lax.map(is_right, (images, labels), batch_size=EVALUATION_BATCH).mean()
+    def accuracy(state: State, images: jax.Array, labels: jax.Array) -> float:
+        evaluated = variables(state)
+        parts = (slice(i, i + EVALUATION_BATCH) for i in range(0, len(images), EVALUATION_BATCH))
+        return sum(int(right(evaluated, images[p], labels[p])) for p in parts) / len(images)
 
     return accuracy
 
@@ -206,28 +211,27 @@ def fit(
     data: Data,
     start: State,
     *,
-    steps: int,
-    every: int,
+    evaluate_at: Sequence[int],
     seed: int,
     batch_size: int = 64,
     description: str = "",
     checkpoints: Checkpoints | None = None,
     one_call: bool = True,
 ) -> Run:
-    """Train from `start` until `steps` mini-batches are seen; evaluate after every `every`.
+    """Train from `start` and evaluate on the way.
 
     Args:
         model: a Flax module called with `train=True` or `False`.
         tx: the optimizer that `start.opt_state` is of.
         data: what to train and test on.
         start: where to start; `start.step` counts, so that a second phase goes on counting.
-        steps: mini-batches in the end.
-        every: mini-batches a compiled call, and between evaluations.
+        evaluate_at: mini-batches before each evaluation, ascending; 0 is before training, and the
+            last ends it.
         seed: of the order of the images, of augmentation and dropout.
         batch_size: images in a mini-batch.
         description: for the progress bar.
         checkpoints: where to resume from and to save to.
-        one_call: whether to train on `every` mini-batches in one compiled call.
+        one_call: whether to train up to the next evaluation in one compiled call.
 
     Returns:
         The finished run.
@@ -241,19 +245,18 @@ def fit(
     resumed = checkpoints.restore(state) if checkpoints else None
     if resumed:
         state, measured = resumed
-    done = int(state.step)
+    done, steps = int(state.step), evaluate_at[-1]
     with tqdm(total=steps, initial=done, desc=description, unit="batch", mininterval=1) as bar:
-        while done < steps:
+        for upto in evaluate_at[len(measured["batches"]) :]:
             began = time.perf_counter()
-            upto = min(steps, (done // every + 1) * every)
-            indices = mini_batches(len(data.train_images), batch_size, seed, done, upto)
-            state, (losses, _) = chunk(state, data.train_images, data.train_labels, indices, key)
-            accuracy = float(accuracy_of(state, data.test_images, data.test_labels))
+            if upto > done:
+                batches = mini_batches(len(data.train_images), batch_size, seed, done, upto)
+                state, _ = chunk(state, data.train_images, data.train_labels, batches, key)
+            accuracy = accuracy_of(state, data.test_images, data.test_labels)
             measured["batches"].append(upto)
             measured["accuracy"].append(accuracy)
             measured["seconds"] += time.perf_counter() - began
-            loss = f"{float(losses.mean()):.3f}"
-            bar.set_postfix(loss=loss, accuracy=f"{accuracy:.2%}", refresh=False)
+            bar.set_postfix(accuracy=f"{accuracy:.2%}", refresh=False)
             bar.update(upto - done)
             done = upto
             if checkpoints:

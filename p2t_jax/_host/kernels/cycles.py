@@ -51,14 +51,13 @@ from p2t_jax._host.kernels.depth_first import search_depth_first
 from p2t_jax._host.kernels.radix import COLUMNS, key_format, read_columns, together, write_columns
 from p2t_jax._host.kernels.subsets import (
     LEAST_SUBSET,
-    all_finite,
     deal,
     order,
     partition,
     random_bits,
     smallest_distance,
     subset_count,
-    value_range_of,
+    value_ranges,
 )
 
 MEAN, SMALLEST = 0, 1
@@ -126,7 +125,7 @@ def search(
         stop,
         lower,
         priority,
-        (w, w.view(unsigned), *key_format(theta.dtype)),
+        (w, w.view(unsigned), *key_format(theta.dtype), theta),
         (wanted, wanted.view(r_unsigned), np.uint64(64 - 8 * r.dtype.itemsize)),
     )
 
@@ -148,15 +147,18 @@ def _search(
 ) -> None:
     columns_bits, wanted_bits = weights[1], recommendations[1]
     moved = np.empty_like(columns_bits)
+    ranges = np.empty((3, COLUMNS), np.float64)
     scratch = _scratch(theta.shape[1])
     first = start
     while first < stop:
         count = together(out, first, stop)
+        value_ranges(weights[4], first, count, ranges)
         read_columns(theta, first, count, columns_bits)
         read_columns(r, first, count, wanted_bits)
         for c in range(count):
             o, i = (first + c) // out.shape[2], (first + c) % out.shape[2]
             hyperparameters = (
+                ranges[0, c],
                 np.float64(alpha[o, 0, i]),
                 np.float64(partition_ratio[o, 0, i]),
                 np.uint64(seed[o, 0, i]),
@@ -188,15 +190,11 @@ def _permute_vector(
     c: Any, weights: Any, recommendations: Any, hyperparameters: Any, scratch: Any, moved: Any
 ) -> None:
     """Write row c of the weights, permuted, to `moved`."""
-    w, bits, shift, infinity = weights[0][c], weights[1][c], weights[2], weights[3]
-    r = recommendations[0][c]
-    alpha, partition_ratio, seed, lower, priority = hyperparameters
+    w, bits, r = weights[0][c], weights[1][c], recommendations[0][c]
+    value_range, alpha, partition_ratio, seed, lower, priority = hyperparameters
     sort_scratch, (label, slot, end), members, sets, search_scratch = scratch
     moved[:] = bits
-    if not (alpha > 0 and all_finite(bits, shift, infinity)):
-        return
-    value_range = value_range_of(w)
-    if not 0 < value_range < np.inf:
+    if not (alpha > 0 and 0 < value_range < np.inf):
         return
     subsets = subset_count(w.size, partition_ratio)
     state = random_bits(seed, 1)

@@ -1,6 +1,5 @@
 """The subsets of a weight vector: drawn at random, sorted by weight and by |r| (Section 2.1)."""
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -84,20 +83,30 @@ def partition(state: np.uint64, label: Any, subsets: Any) -> None:
 
 
 @jit
-def all_finite(bits: Any, shift: Any, infinity: Any) -> Any:
-    sound = True
-    for x in bits:
-        sound &= np.uint64(x) << shift << _ONE < infinity << _ONE
-    return sound
+def value_ranges(block: Any, first: Any, count: Any, ranges: Any) -> None:
+    """A of each vector, the largest weight less the smallest (Section 2.1.3).
 
+    Vectors side by side, which is several times faster than one after the other.
 
-@functools.partial(jit, fastmath={"nnan", "nsz"})
-def value_range_of(w: Any) -> float:
-    """A, the largest weight less the smallest (Section 2.1.3), of finite weights."""
-    low = high = w[0]
-    for x in w:
-        low, high = min(low, x), max(high, x)
-    return np.float64(high) - np.float64(low)
+    Args:
+        block: (outer, n, inner) float32 or float64.
+        first: the number of the first vector.
+        count: how many.
+        ranges: (3, >= count) float64; A is written to the first row, NaN if a weight is not finite.
+    """
+    inner = block.shape[2]
+    o, i = first // inner, first % inner
+    ranges[0, :] = -np.inf
+    ranges[1, :] = np.inf
+    ranges[2, :] = 0
+    for x in range(block.shape[1]):
+        for c in range(count):
+            w = np.float64(block[o, x, i + c])
+            ranges[0, c] = max(ranges[0, c], w)
+            ranges[1, c] = min(ranges[1, c], w)
+            ranges[2, c] += w * 0  # NaN, if w is not finite
+    for c in range(count):
+        ranges[0, c] += ranges[2, c] - ranges[1, c]
 
 
 @jit

@@ -1,0 +1,152 @@
+"""Rules made of rules: by name, by a table of parameters, and for stacks of layers."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from p2t_jax._vectors.paths import Axes, Path, VectorRule, is_index, positions
+from p2t_jax._vectors.rules import STACK_MARK, equinox_vectors, flax_vectors, haiku_vectors
+
+_Struct: Any = jax.ShapeDtypeStruct  # JAX leaves its constructor untyped.
+
+RULES: dict[str, VectorRule] = {
+    "flax": flax_vectors,
+    "equinox": equinox_vectors,
+    "haiku": haiku_vectors,
+}
+
+
+def named_rule(name: str) -> VectorRule:
+    """The rule that a string stands for."""
+    if name not in RULES:
+        names = ", ".join(f'"{known}"' for known in RULES)
+        raise ValueError(f"vectors: expected {names}, a rule or a tree of axes, got {name!r}.")
+    return RULES[name]
+
+
+def as_rule(vectors: VectorRule | str | Axes) -> VectorRule | Axes:
+    """A rule for its name; anything else as it is."""
+    return named_rule(vectors) if isinstance(vectors, str) else vectors
+
+
+def named_vectors(
+    table: Mapping[str, VectorRule | str | Axes], *, otherwise: VectorRule | str | Axes = "flax"
+) -> VectorRule:
+    """A rule from a table of names.
+
+    A name in the table stands for the parameters whose path ends with it, "q_einsum/w" for
+    ("layers", "3", "q_einsum", "w"). A `*` in it stands for any part of one name. Of several names
+    that fit, the longest decides.
+
+    Args:
+        table: For each name the axes, None for what is not permuted, or a rule or its name.
+        otherwise: The same for all other parameters.
+
+    Returns:
+        The rule. If nothing in a tree has one of the names, resolving it is an error.
+
+    Raises:
+        TypeError: If `table` is not a mapping from strings.
+
+    Example:
+        >>> rule = named_vectors({"cls": None, "q_einsum/w": 1}, otherwise="flax")
+        >>> rule(("layers", "3", "q_einsum", "w"), np.zeros((4, 16, 6)))
+        1
+        >>> rule(("Dense_0", "kernel"), np.zeros((16, 6)))
+        0
+    """
+    if not isinstance(table, Mapping) or not all(isinstance(name, str) for name in table):
+        raise TypeError(f"table: expected a mapping from names to axes, got {table!r}.")
+    entries = tuple(
+        (name, tuple(axes) if isinstance(axes, list) else axes) for name, axes in table.items()
+    )
+    return NamedVectors(entries, otherwise)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedVectors:
+    """The rule of a table; not a closure, so that rules can be compared and pickled."""
+
+    table: tuple[tuple[str, Any], ...]
+    otherwise: Any
+
+    def __call__(self, path: Path, leaf: Any) -> Axes:
+        fitting = [entry for entry in self.table if _fits(entry[0], path)]
+        # Of equally long names, the one with fewer wildcards.
+        fitting.sort(key=lambda entry: (entry[0].count("/"), len(entry[0].replace("*", ""))))
+        axes = as_rule(fitting[-1][1] if fitting else self.otherwise)
+        found: Axes = axes(path, leaf) if callable(axes) else axes
+        return found
+
+    def unused(self, paths: list[Path]) -> list[str]:
+        """The names that none of the paths ends with."""
+        return [name for name, _ in self.table if not any(_fits(name, path) for path in paths)]
+
+
+def _fits(name: str, path: Path) -> bool:
+    wanted, names = name.split("/"), "/".join(path).split("/")
+    patterns = [".*".join(map(re.escape, part.split("*"))) for part in wanted]
+    return len(wanted) <= len(names) and all(
+        re.fullmatch(pattern, part)
+        for pattern, part in zip(patterns, names[-len(wanted) :], strict=True)
+    )
+
+
+def stacked(rule: VectorRule | str, axis: int = 0) -> VectorRule:
+    """A rule for layers that a scan or vmap has stacked along one more axis.
+
+    `rule` is asked about one layer of the stack; the stack's axis is never part of a vector. Use
+    it for the paths of the stack only: elsewhere it would take a parameter's own axis for it.
+
+    Args:
+        rule: The rule of a single layer, or its name. Linen's `Scan`/`Vmap` and Haiku's
+            `__layer_stack`, where they are the only sign of the stack, are taken off the path it is
+            given.
+        axis: The stack's axis in the parameter.
+
+    Returns:
+        The rule of the stack.
+
+    Raises:
+        TypeError: If `axis` is not an integer; the rule, if `rule` does not give axes.
+        ValueError: The rule, if a parameter has no such axis, or `rule` gives axes it lacks.
+
+    Example:
+        >>> def vectors(path, leaf):
+        ...     rule = stacked("flax") if "blocks" in path else flax_vectors
+        ...     return rule(path, leaf)
+        >>> vectors(("blocks", "Dense_0", "kernel"), np.zeros((12, 64, 128)))
+        (1,)
+    """
+    if not is_index(axis):
+        raise TypeError(f"axis: expected the axis of the stack, an int, got {axis!r}.")
+    return _Stacked(named_rule(rule) if isinstance(rule, str) else rule, axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stacked:
+    """The rule of a stack; not a closure, so that rules can be compared and pickled."""
+
+    rule: VectorRule
+    axis: int
+
+    def __call__(self, path: Path, leaf: Any) -> Axes:
+        shape = np.shape(leaf)
+        (stack,) = positions(self.axis, path, leaf, "the stack's axis")
+        layer = _Struct(shape[:stack] + shape[stack + 1 :], leaf.dtype)
+        axes = self.rule(_without_mark(path), layer)
+        if axes is None:
+            return None
+        return tuple(a + (a >= stack) for a in positions(axes, path, layer))
+
+
+def _without_mark(path: Path) -> Path:
+    """The path as it is within the stack that an unnamed scan or vmap made."""
+    marked = next((i for i, name in enumerate(path) if STACK_MARK.search(name)), None)
+    if marked is None:
+        return path
+    return tuple(STACK_MARK.sub("", n, 1) if i == marked else n for i, n in enumerate(path))

@@ -1,0 +1,475 @@
+"""Every switch of JAX, derivatives, donated buffers, any leaves, keys, names and layouts."""
+
+import functools
+import pickle
+import threading
+
+import chex
+import cloudpickle
+import equinox as eqx
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from helpers import OPTIMIZERS, TX, WEIGHTS_NAMES, assert_identical
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import p2t_jax as p2t
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+PARAMS = {
+    "kernel": np.asarray(jax.random.normal(jax.random.key(0), (24, 3))),
+    "bias": np.arange(3, dtype=np.float32),
+}
+AXES = {"kernel": (0,), "bias": None}
+GRADS = {
+    name: np.asarray(jax.random.normal(jax.random.key(1), w.shape)) for name, w in PARAMS.items()
+}
+
+
+def train(tx, params=PARAMS, steps=3, wrap=jax.jit):
+    """Some steps; the exact permutation, the parameters and the state."""
+    step = wrap(functools.partial(helpers.step, tx=tx))
+    state = wrap(tx.init)(params)
+    grads = jax.tree.map(lambda w, g: g.astype(w.dtype), params, GRADS)
+    for _ in range(steps):
+        params, state = step(params, state, grads)
+    return wrap(p2t.permuted_params)(state, params), params, state
+
+
+@functools.cache
+def expected(name):
+    return train(TX[name])[0]
+
+
+# JAX's configuration
+
+SAME = {  # switches that change nothing about the result
+    "jax_check_tracer_leaks": True,
+    "jax_debug_infs": True,
+    "jax_debug_key_reuse": True,
+    "jax_debug_nans": True,
+    "jax_disable_jit": True,
+    "jax_enable_checks": True,
+    "jax_enable_x64": True,
+    "jax_log_compiles": True,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+    "jax_threefry_gpu_kernel_lowering": True,
+    "jax_use_shardy_partitioner": False,
+}
+OTHER_DRAWS = {  # and those that may change the random numbers
+    "jax_default_prng_impl": "rbg",
+    "jax_enable_custom_prng": True,
+    "jax_threefry_partitionable": False,
+}
+EAGER_OR_JIT = pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+
+
+@pytest.mark.parametrize("option", SAME)
+def test_switches_that_must_change_nothing(option, name):
+    want = expected(name)
+    with helpers.config(option, SAME[option]):
+        final, *_ = train(OPTIMIZERS[name]())
+        assert bool(p2t.is_permutation(final, PARAMS))
+        assert_identical(final, want)
+        if "promotion" in option:
+            assert_identical(train(TX[name], wrap=lambda function: function)[0], want)
+
+
+@pytest.mark.parametrize("option", OTHER_DRAWS)
+def test_switches_of_random_numbers(option, name):
+    with helpers.config(option, OTHER_DRAWS[option]):
+        final, params, _ = train(OPTIMIZERS[name]())
+        helpers.assert_permuted(name, final, PARAMS, params, AXES)
+        assert helpers.moved(final, PARAMS)[0] > 0.3
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_strict_promotion_of_half_precision(dtype, name):
+    params = jax.tree.map(lambda w: jnp.asarray(w, dtype), PARAMS)
+    with jax.numpy_dtype_promotion("strict"):
+        final, _, _ = train(OPTIMIZERS[name](), params)
+        assert bool(p2t.is_permutation(final, params))
+
+
+def test_x64_in_this_thread_alone(name):
+    """The threads that call the host do not know of it."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(np.float64, helpers.PARAMS)
+        grads = jax.tree.map(np.float64, helpers.GRADS)
+        params, state = helpers.train_jit(OPTIMIZERS[name](), params, grads)
+        final = jax.block_until_ready(p2t.permuted_params(state, params))
+        chex.assert_trees_all_equal_dtypes(final, params)
+        assert bool(p2t.is_permutation(final, jax.tree.map(np.float64, helpers.PARAMS)))
+
+
+def test_results_stay_where_the_default_device_is(name):
+    device = jax.devices()[3]
+    with jax.default_device(device):
+        final, params, state = train(OPTIMIZERS[name]())
+    assert {d for x in jax.tree.leaves((final, params, state)) for d in x.devices()} == {device}
+    assert_identical(final, expected(name))
+
+
+def test_threads_train_at_the_same_time(name):
+    want, results = expected(name), [None] * 4
+
+    def run(i):
+        results[i] = train(OPTIMIZERS[name]())[0]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        assert_identical(result, want)
+
+
+# Derivatives: those of a permutation that stays the same
+
+
+COTANGENTS = jax.tree.map(
+    lambda w: np.cos(np.arange(w.size, dtype=np.float32)).reshape(w.shape), PARAMS
+)
+
+
+def loss(params):
+    """Linear: its derivative tells places from each other."""
+    return optax.tree.vdot(COTANGENTS, params)
+
+
+def moved_back(permuted, initial):
+    """The derivative of the loss with respect to the initial weights, which are elsewhere now."""
+    kernel, start = np.asarray(permuted["kernel"]), np.asarray(initial["kernel"])
+    out = np.zeros_like(start)
+    for j in range(start.shape[1]):
+        for i, w in enumerate(kernel[:, j]):
+            (source,) = np.flatnonzero(start[:, j] == w)
+            out[source, j] += COTANGENTS["kernel"][i, j]
+    return out
+
+
+def directional(function, x, direction):
+    return jax.jvp(function, (x,), (direction,))[1]
+
+
+@EAGER_OR_JIT
+def test_derivative_with_respect_to_the_initial_weights(wrap, name):
+    tx = OPTIMIZERS[name]()
+    initial = jax.tree.map(jnp.asarray, PARAMS)
+    phi = jax.tree.map(jnp.asarray, expected("laperm"))
+
+    def function(kernel):
+        params = initial | {"kernel": kernel}
+        _, state = tx.update(GRADS, tx.init(params), params)
+        return loss(p2t.permuted_params(state, phi if name == "laperm" else params))
+
+    def permuted(kernel):
+        params = initial | {"kernel": kernel}
+        _, state = tx.update(GRADS, tx.init(params), params)
+        return p2t.permuted_params(state, phi if name == "laperm" else params)
+
+    want = moved_back(permuted(initial["kernel"]), initial)
+    np.testing.assert_allclose(wrap(jax.grad(function))(initial["kernel"]), want, rtol=1e-6)
+    forward = directional(wrap(function), initial["kernel"], GRADS["kernel"])
+    np.testing.assert_allclose(forward, np.vdot(want, GRADS["kernel"]), rtol=1e-5)
+
+
+@EAGER_OR_JIT
+def test_derivative_of_a_loss_at_the_permuted_parameters(wrap):
+    """LAPerm's weights are constant almost everywhere; the biases are what they are given as."""
+    state = TX["laperm"].init(PARAMS)
+    function = wrap(lambda params: loss(p2t.permuted_params(state, params)))
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    want = {"kernel": np.zeros_like(PARAMS["kernel"]), "bias": COTANGENTS["bias"]}
+    chex.assert_trees_all_close(jax.grad(function)(params), want)
+    forward = directional(function, params, COTANGENTS)
+    np.testing.assert_allclose(forward, np.vdot(COTANGENTS["bias"], COTANGENTS["bias"]), rtol=1e-5)
+
+
+@EAGER_OR_JIT
+@pytest.mark.parametrize("synchronizes", [False, True])
+def test_derivative_with_respect_to_an_inner_learning_rate(synchronizes, wrap, name):
+    """Hypergradients: whoever is looked ahead moves on with the rate, permutations do not."""
+
+    def function(rate):
+        inner = optax.sgd(rate)
+        if name == "laperm":
+            tx = p2t.laperm(inner, 1 if synchronizes else 5)
+        else:
+            tx = OPTIMIZERS[name](inner)
+        updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+        return loss(updates)
+
+    biases = -np.vdot(COTANGENTS["bias"], GRADS["bias"])
+    kernels = -np.vdot(COTANGENTS["kernel"], GRADS["kernel"])
+    want = {"laperm": biases + (0 if synchronizes else kernels), "sgperm": 0}[name]
+    for derivative in (jax.grad, jax.jacfwd):
+        np.testing.assert_allclose(wrap(derivative(function))(0.1), want, rtol=1e-4)
+
+
+def test_hessian_vector_product_through_training(name):
+    """Forward over reverse, as for curvature and for meta-learning."""
+
+    def function(scale):
+        tx = OPTIMIZERS[name](optax.sgd(0.1))
+        params = jax.tree.map(lambda w: scale * w, PARAMS)
+        state = tx.init(params)
+        for _ in range(3):
+            params, state = helpers.step(params, state, GRADS, tx)
+        return optax.tree.norm(p2t.permuted_params(state, params)["kernel"], squared=True)
+
+    squared = float(np.vdot(PARAMS["kernel"], PARAMS["kernel"]))
+    second = jax.jit(jax.jacfwd(jax.grad(function)))(1.0)
+    np.testing.assert_allclose(second, 2 * squared, rtol=1e-4)
+
+
+# Buffers
+
+
+def test_what_is_returned_outlives_a_donating_step(name):
+    tx = TX[name]
+    step = jax.jit(functools.partial(helpers.step, tx=tx), donate_argnums=(0, 1))
+    params = jax.tree.map(jnp.array, PARAMS)
+    params, state = step(params, tx.init(params), GRADS)
+    best = p2t.permuted_params(state, params)
+    values = jax.tree.map(np.array, best)
+    step(params, state, GRADS)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(best))
+    assert_identical(best, values)
+
+
+MAKERS = {
+    "prune": lambda params: p2t.prune(jax.random.key(0), params, 0.5),
+    "reinitialize": lambda params: p2t.reinitialize(
+        jax.random.key(0), params, jax.nn.initializers.he_normal()
+    ),
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_what_is_made_of_parameters_outlives_them(maker):
+    params = jax.tree.map(jnp.array, PARAMS)
+    made = MAKERS[maker](params)
+    for x in jax.tree.leaves(params):
+        x.delete()
+    assert not any(x.is_deleted() for x in jax.tree.leaves(made))
+
+
+# States and their structure
+
+
+@pytest.mark.parametrize("dump", [pickle.dumps, cloudpickle.dumps], ids=["pickle", "cloudpickle"])
+def test_states_are_pickled_whatever_the_rule(dump, name):
+    tx = OPTIMIZERS[name](vectors=lambda path, leaf: 0 if leaf.ndim > 1 else None)
+    final, params, state = train(tx)
+    restored = pickle.loads(dump(state))
+    chex.assert_trees_all_equal(restored, state)
+    assert_identical(p2t.permuted_params(restored, params), final)
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_orbax_restores_without_a_target(tmp_path, name):
+    """Then a state is a tree of containers: its leaves go into the structure of a new one."""
+    tx = TX[name]
+    final, params, state = train(tx)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        restored = checkpointer.restore(tmp_path / "state")
+    weights = optax.tree.get(state, WEIGHTS_NAMES[name])
+    chex.assert_trees_all_equal(restored[1][WEIGHTS_NAMES[name]], weights)
+    arrays = {helpers.path_of(path): x for path, x in jax.tree.leaves_with_path(restored)}
+    again = jax.tree.map_with_path(lambda path, _: arrays[helpers.path_of(path)], tx.init(PARAMS))
+    assert_identical(p2t.permuted_params(again, params), final)
+
+
+# Layouts
+
+
+SPECS = {"everywhere": P(), "vectors": P(None, "x"), "within": P("x"), "both": P("x", "y")}
+
+
+@pytest.mark.parametrize(
+    ("params_spec", "updates_spec"),
+    [
+        ("everywhere", "vectors"),
+        ("everywhere", "both"),
+        ("vectors", "within"),
+        ("vectors", "everywhere"),
+        ("within", "vectors"),
+        ("both", "within"),
+        ("both", "everywhere"),
+    ],
+)
+def test_updates_in_any_explicit_layout(params_spec, updates_spec, name):
+    """Moments may be split more finely than parameters; updates come as the parameters are."""
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    rng = np.random.default_rng(0)
+    kernel, update = (rng.normal(size=(24, 8)).astype(np.float32) for _ in range(2))
+    # A single subset (the last argument) leaves nothing to draw.
+    link = p2t.synchronize(1) if name == "laperm" else p2t.cycle_permutation(0, 0.5, 1.0)
+    alone, _ = jax.jit(link.update)(update, link.init(kernel), kernel)
+    with jax.set_mesh(mesh):
+        put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, SPECS[spec]))  # noqa: E731
+        params, updates = put(kernel, params_spec), put(update, updates_spec)
+        state = link.init(params)
+        after, new_state = jax.jit(link.update)(updates, state, params)
+        optax.apply_updates(params, after)
+        assert jax.tree.map(jax.typeof, new_state) == jax.tree.map(jax.typeof, state)
+    assert_identical(after, alone)
+
+
+# Leaves that are not JAX arrays of their own dtype
+
+
+LEAVES = {
+    "NumPy": {},
+    "Python float": {"temperature": 1.5},
+    "NumPy scalar": {"temperature": np.float32(1.5)},
+    "weak type": {"temperature": jnp.asarray(1.5)},
+    "NumPy float64": {"temperature": np.array([1.5, 2.5])},
+}
+
+
+@EAGER_OR_JIT
+@pytest.mark.parametrize("leaves", LEAVES)
+def test_any_leaf_stands_beside_a_kernel(leaves, wrap, name):
+    params = {**PARAMS, **LEAVES[leaves]}
+    tx = OPTIMIZERS[name](optax.sgd(0.1))
+    state = wrap(tx.init)(params)
+    step = wrap(functools.partial(helpers.step, tx=tx))
+    grads = jax.tree.map(jnp.ones_like, params) | GRADS
+    trained = params
+    for _ in range(3):
+        trained, state = step(trained, state, grads)
+    final = p2t.permuted_params(state, trained)
+    axes = jax.tree.map(lambda leaf: (0,) if np.ndim(leaf) > 1 else None, params)
+    helpers.assert_permuted(name, final, params, trained, axes)
+    assert bool(p2t.is_permutation(final, params))
+    p2t.permuted_params(tx.init(params), params)
+
+
+# Inner optimizers that remember the next iterate
+
+
+def test_a_line_search_goes_on_from_where_the_weights_are():
+    """After a synchronization, what L-BFGS remembers is of another point."""
+    target = jax.tree.map(lambda w: 2 * np.roll(w, 1, 0), PARAMS)  # no permutation
+
+    def loss(params):
+        return optax.tree.norm(optax.tree.sub(params, target), squared=True)
+
+    tx = p2t.laperm(optax.lbfgs(), sync_period=2)
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    @jax.jit
+    def step(params, state):
+        value, grads = value_and_grad(params, state=state)
+        updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=loss)
+        return optax.apply_updates(params, updates), state, value, grads
+
+    params, state = jax.tree.map(jnp.asarray, PARAMS), tx.init(PARAMS)
+    for _ in range(6):
+        true_value, true_grads = jax.value_and_grad(loss)(params)
+        params, state, value, grads = step(params, state)
+        np.testing.assert_allclose(value, true_value, rtol=1e-4, atol=1e-6)
+        chex.assert_trees_all_close(grads, true_grads, rtol=1e-4, atol=1e-4)
+
+
+# Wrappers that hide the shapes
+
+
+def test_optax_flatten_around_it_is_refused_at_init(name):
+    """A flat vector is no neuron's weights."""
+    with pytest.raises(ValueError, match="flat"):
+        optax.flatten(TX[name]).init(PARAMS)
+
+
+# Names
+
+
+class Attention(eqx.Module):
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+
+
+def test_a_parameter_may_be_called_value(name):
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = Attention(*(jax.random.normal(key, (24, 3)) for key in keys))
+
+    def rule(path, leaf):
+        return 0 if path[-1] in ("query", "key", "value") else None
+
+    grads = Attention(*3 * [jnp.asarray(GRADS["kernel"])])
+    tx = OPTIMIZERS[name](vectors=rule)
+    trained, state = params, tx.init(params)
+    for _ in range(3):
+        trained, state = helpers.jitted_step(tx)(trained, state, grads)
+    final = p2t.permuted_params(state, trained)
+    helpers.assert_permuted(name, final, params, trained, Attention((0,), (0,), (0,)))
+    assert min(helpers.moved(final, params)) > 0.3
+    swapped = Attention(params.query, params.key, params.value + 1)
+    assert not bool(p2t.is_permutation(swapped, params, vectors=rule))
+
+
+# Keys
+
+
+KEYS = {
+    "int": lambda: 5,
+    "negative": lambda: -5,
+    "np.int64": lambda: np.int64(5),
+    "np.uint32": lambda: np.uint32(5),
+    "0-d ndarray": lambda: np.array(5),
+    "0-d array": lambda: jnp.array(5),
+    "key": lambda: jax.random.key(5),
+    "PRNGKey": lambda: jax.random.PRNGKey(5),
+    "NumPy PRNGKey": lambda: np.asarray(jax.random.PRNGKey(5)),
+    "rbg": lambda: jax.random.key(5, impl="rbg"),
+    "unsafe_rbg": lambda: jax.random.key(5, impl="unsafe_rbg"),
+}
+ASKS_FOR_A_KEY = {
+    "sgperm": lambda key: train(p2t.sgperm(key, 0.3, 0.25))[0],
+    "cycle_permutation": lambda key: train(p2t.cycle_permutation(key, 0.3, 0.25))[0],
+    "prune": lambda key: p2t.prune(key, PARAMS, 0.5),
+    "reinitialize": lambda key: p2t.reinitialize(key, PARAMS, jax.nn.initializers.he_normal()),
+}
+
+
+@pytest.mark.parametrize("function", ASKS_FOR_A_KEY)
+def test_a_key_is_all_that_jax_takes_for_one(function):
+    ask = ASKS_FOR_A_KEY[function]
+    want = ask(jax.random.key(5))
+    for key_name, key in KEYS.items():
+        result = ask(key())
+        same = key_name not in ("negative", "rbg", "unsafe_rbg")
+        assert same == np.array_equal(result["kernel"], want["kernel"]), key_name
+
+
+@pytest.mark.parametrize("function", ASKS_FOR_A_KEY)
+def test_whatever_else_is_given_for_a_key_is_refused(function):
+    for bad in ("seed", 1.5, None, True, jnp.zeros(3, jnp.uint32), jax.random.split(KEYS["key"]())):
+        with pytest.raises(TypeError, match=r"^key: "):
+            ASKS_FOR_A_KEY[function](bad)
+
+
+# Without the host
+
+
+def test_a_step_without_the_host_can_be_exported_for_other_platforms(name):
+    tx = OPTIMIZERS[name](host_callback=False)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = tx.init(params)
+    step = jax.jit(functools.partial(helpers.step, tx=tx))
+    assert helpers.CALLBACK not in step.lower(params, state, GRADS).compile().as_text()
+    exported = jax.export.export(step, platforms=["cpu", "cuda", "tpu"])(params, state, GRADS)
+    again = jax.export.deserialize(exported.serialize())
+    assert_identical(again.call(params, state, GRADS), step(params, state, GRADS))

@@ -6,10 +6,12 @@ of running it (eager, jit, scan, any number of devices, any layout) must not cha
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import chex
@@ -43,6 +45,24 @@ AXES = {
     "Dense_1": {"kernel": (0,)},
 }
 GRADS = jax.tree.map(lambda w: grid(STEPS, *w.shape, unit=1 / 256), PARAMS)
+
+
+def normalized_params(dtype=np.float32):
+    """Normal weights of two layers, and a normalization that stays as it is."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jax.numpy.asarray(rng.normal(size=shape), dtype)
+
+    return {
+        "Conv_0": {"bias": draw(40), "kernel": draw(3, 3, 10, 40)},
+        "Dense_0": {"bias": draw(6), "kernel": draw(200, 6)},
+        "LayerNorm_0": {
+            "bias": jax.numpy.full(6, 5.0, dtype),
+            "scale": jax.numpy.full(6, 7.0, dtype),
+        },
+    }
+
 
 # How each optimizer is made, with an inner optimizer and options of its own.
 SGD, MOMENTUM = optax.sgd(0.5), optax.sgd(1.0, momentum=0.5)
@@ -238,3 +258,16 @@ def shares(parts=1, params=PARAMS):
         for w in jax.tree.leaves(params)
         if w.ndim > 1
     )
+
+
+# Processes
+
+
+def run_in_a_forked_child(function):
+    """Fails where the child fails, and where it hangs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX and Python warn of forks of processes with threads
+        child = multiprocessing.get_context("fork").Process(target=function)
+        child.start()
+    child.join(60)
+    assert child.exitcode == 0

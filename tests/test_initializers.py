@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers import normalized_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
@@ -34,21 +35,6 @@ IMAGES = jnp.zeros((1, 8, 8, 3))
 
 def every_weight_and_bias(path: Any, leaf: Any) -> Any:
     return 0 if path[-1] in ("bias", "b") else p2t.flax_vectors(path, leaf)
-
-
-def make_params(dtype: Any = jnp.float32) -> Any:
-    keys = jax.random.split(KEY, 4)
-    return {
-        "Conv_0": {
-            "bias": jax.random.normal(keys[0], (40,), dtype),
-            "kernel": jax.random.normal(keys[1], (3, 3, 10, 40), dtype),
-        },
-        "Dense_0": {
-            "bias": jax.random.normal(keys[2], (6,), dtype),
-            "kernel": jax.random.normal(keys[3], (200, 6), dtype),
-        },
-        "LayerNorm_0": {"bias": jnp.full(6, 5.0, dtype), "scale": jnp.full(6, 7.0, dtype)},
-    }
 
 
 def bits(array: Any) -> np.ndarray:
@@ -204,7 +190,7 @@ def test_the_initializer_sees_weight_vectors_as_columns(case):
 
 
 def test_biases_that_are_weight_vectors_are_drawn_at_the_scale_of_their_layer():
-    params = make_params()
+    params = normalized_params()
     init = kaiming(confidence=0)
     new = p2t.reinitialize(KEY, params, init, vectors=every_weight_and_bias)
     for name, n in (("Conv_0", 90), ("Dense_0", 200)):
@@ -226,7 +212,7 @@ def test_biases_without_names():
 
 
 def test_a_tree_may_have_an_initializer_for_each_part():
-    params = make_params()
+    params = normalized_params()
     parts = {"Conv_0": None, "Dense_0": jax.nn.initializers.constant(0.03), "LayerNorm_0": None}
     new = p2t.reinitialize(KEY, params, parts)
     chex.assert_trees_all_equal(new["Conv_0"], params["Conv_0"])
@@ -237,7 +223,7 @@ def test_a_tree_may_have_an_initializer_for_each_part():
 
 
 def test_only_the_key_decides():
-    params = make_params()
+    params = normalized_params()
 
     def draw(key, params=params):
         return p2t.reinitialize(key, params, kaiming())
@@ -320,7 +306,7 @@ def test_one_shared_weight():
 
 def test_the_profiles_of_a_trained_network():
     """Each neuron gets its own trained weights, bit for bit, in random order."""
-    trained = make_params(jnp.bfloat16)
+    trained = normalized_params(jnp.bfloat16)
     own = jax.tree.map(from_profile, weight_profiles(trained))
     new = p2t.reinitialize(KEY, trained, own)
     assert p2t.is_permutation(new, trained)
@@ -413,9 +399,13 @@ def test_float32_weights_stay_distinct_on_the_grid():
             "profile: .*3 neur",
         ),
         (lambda: p2t.reinitialize(KEY, {}, kaiming()), ValueError, "params: "),
-        (lambda: p2t.reinitialize(KEY, make_params(), 0.5), TypeError, "initializer: .*Conv_0/ker"),
         (
-            lambda: p2t.reinitialize(KEY, make_params(), {"Dense_0": kaiming()}),
+            lambda: p2t.reinitialize(KEY, normalized_params(), 0.5),
+            TypeError,
+            "initializer: .*Conv_0/ker",
+        ),
+        (
+            lambda: p2t.reinitialize(KEY, normalized_params(), {"Dense_0": kaiming()}),
             ValueError,
             "initializer: .*Conv_0",
         ),

@@ -1,14 +1,13 @@
 """Jobs are shared among threads: all of them run, errors arrive, and nothing hangs."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
-import warnings
 
 import pytest
+from helpers import run_in_a_forked_child
 
 from p2t_jax._host.sharing import share
 
@@ -78,12 +77,7 @@ def test_jobs_run_at_the_same_time():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="cannot fork")
 def test_a_forked_child_has_threads_of_its_own():
     meet()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # JAX and Python warn of forks of processes with threads
-        child = multiprocessing.get_context("fork").Process(target=meet)
-        child.start()
-    child.join(60)
-    assert child.exitcode == 0
+    run_in_a_forked_child(meet)
 
 
 def test_sharing_at_interpreter_exit_ends():

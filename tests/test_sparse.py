@@ -1,7 +1,6 @@
 """Sparse networks: what `prune` keeps, and what `keep_zeros` stops."""
 
 import math
-from typing import Any
 
 import chex
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import normalized_params
 from scipy import stats
 
 import p2t_jax as p2t
@@ -17,24 +17,9 @@ pytestmark = pytest.mark.usefixtures("compile_fast")
 KEY = jax.random.key(0)
 
 
-def make_params(dtype: Any = jnp.float32) -> Any:
-    keys = jax.random.split(KEY, 4)
-    return {
-        "Conv_0": {
-            "bias": jax.random.normal(keys[0], (40,), dtype),
-            "kernel": jax.random.normal(keys[1], (3, 3, 10, 40), dtype),
-        },
-        "Dense_0": {
-            "bias": jax.random.normal(keys[2], (6,), dtype),
-            "kernel": jax.random.normal(keys[3], (200, 6), dtype),
-        },
-        "LayerNorm_0": {"bias": jnp.full(6, 5.0, dtype), "scale": jnp.full(6, 7.0, dtype)},
-    }
-
-
 @pytest.mark.parametrize("keep", [1 / 3, 1.0, 1e-9])
 def test_pruning_keeps_exactly_that_many_weights_of_each_layer(keep):
-    params = make_params()
+    params = normalized_params()
     pruned = p2t.prune(KEY, params, keep)
     for name in ("Conv_0", "Dense_0"):
         before, after = (np.asarray(tree[name]["kernel"]) for tree in (params, pruned))
@@ -45,7 +30,7 @@ def test_pruning_keeps_exactly_that_many_weights_of_each_layer(keep):
 
 
 def test_pruning_overall_takes_all_layers_together():
-    params = make_params()
+    params = normalized_params()
     kept = [
         [int((tree[name]["kernel"] != 0).sum()) for name in ("Conv_0", "Dense_0")]
         for tree in (p2t.prune(jax.random.key(i), params, 0.1, overall=True) for i in range(4))
@@ -57,7 +42,7 @@ def test_pruning_overall_takes_all_layers_together():
 
 
 def test_pruning_each_layer_by_a_fraction_of_its_own():
-    params = make_params()
+    params = normalized_params()
     keep = {"Conv_0": 1 / 15, "Dense_0": 1 / 3, "LayerNorm_0": None}
     pruned = p2t.prune(KEY, params, keep)
     assert (pruned["Conv_0"]["kernel"] != 0).sum() == 240
@@ -79,13 +64,13 @@ def test_pruning_is_random_within_a_layer():
 
 
 def test_a_traced_fraction():
-    pruned = jax.jit(lambda keep: p2t.prune(KEY, make_params(), keep))(0.25)
-    chex.assert_trees_all_equal(pruned, p2t.prune(KEY, make_params(), 0.25))
+    pruned = jax.jit(lambda keep: p2t.prune(KEY, normalized_params(), keep))(0.25)
+    chex.assert_trees_all_equal(pruned, p2t.prune(KEY, normalized_params(), 0.25))
 
 
 def test_section_523_rewires_in_phase_1_and_keeps_zeros_in_phase_2():
     inner = optax.adam(0.01)
-    start = p2t.prune(KEY, make_params(jnp.bfloat16), keep=0.1)
+    start = p2t.prune(KEY, normalized_params(jnp.bfloat16), keep=0.1)
     grads = jax.tree.map(lambda p: jnp.sin(100 * p + jnp.arange(p.size).reshape(p.shape)), start)
 
     tx = p2t.laperm(inner, sync_period=3)
@@ -149,12 +134,16 @@ def test_zeros_are_kept_in_optaxs_wrappers():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: p2t.prune(KEY, make_params(), 0), ValueError, r"keep: .*Conv_0/kernel"),
-        (lambda: p2t.prune(KEY, make_params(), 1.1, overall=True), ValueError, "keep: "),
-        (lambda: p2t.prune(KEY, make_params(), "1/3"), TypeError, "keep: "),
-        (lambda: p2t.prune(KEY, make_params(), {"Conv_0": 0.5}), ValueError, "keep: .*Dense_0"),
+        (lambda: p2t.prune(KEY, normalized_params(), 0), ValueError, r"keep: .*Conv_0/kernel"),
+        (lambda: p2t.prune(KEY, normalized_params(), 1.1, overall=True), ValueError, "keep: "),
+        (lambda: p2t.prune(KEY, normalized_params(), "1/3"), TypeError, "keep: "),
         (
-            lambda: p2t.prune(KEY, make_params(), {"Conv_0": 0.5}, overall=True),
+            lambda: p2t.prune(KEY, normalized_params(), {"Conv_0": 0.5}),
+            ValueError,
+            "keep: .*Dense_0",
+        ),
+        (
+            lambda: p2t.prune(KEY, normalized_params(), {"Conv_0": 0.5}, overall=True),
             TypeError,
             "keep: ",
         ),

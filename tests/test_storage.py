@@ -1,11 +1,9 @@
 """`pack` and `unpack`: every bit comes back, from few of them, and no bytes do harm."""
 
 import math
-import multiprocessing
 import os
 import struct
 import tracemalloc
-import warnings
 import zlib
 
 import chex
@@ -15,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from helpers import run_in_a_forked_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
@@ -198,12 +197,7 @@ def test_a_forked_child_packs_after_its_parent_has(monkeypatch):
         assert p2t.pack(params, initial) == data
         assert_same_bits(p2t.unpack(data, initial), params)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # JAX and Python warn of forks of processes with threads
-        child = multiprocessing.get_context("fork").Process(target=pack_and_unpack)
-        child.start()
-    child.join(60)
-    assert child.exitcode == 0
+    run_in_a_forked_child(pack_and_unpack)
 
 
 class TestFormat:

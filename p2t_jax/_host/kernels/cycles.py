@@ -32,6 +32,7 @@ want a lighter weight the first by place, of those that want a heavier one the l
 before all equal to it. Roots with equal \|r\| come by place.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,12 +101,11 @@ def search(
     if theta.dtype.itemsize < 4:  # Numba computes with neither float16 nor bfloat16.
         o, i = np.divmod(np.arange(start, stop), theta.shape[2])
         operands = (theta, r, alpha, partition_ratio, seed)
-        w, r, alpha, partition_ratio, seed = (x[o, :, i][..., None] for x in operands)
-        w = w.astype(np.float32)
+        columns: list[Any] = [x[o, :, i][..., None] for x in operands]
+        w = columns[0].astype(np.float32)
         moved, count = np.empty_like(w), stop - start
-        search(
-            w, r, alpha, partition_ratio, seed, moved, 0, count, lower=lower, priority=priority
-        )  # fmt: skip
+        again: Any = functools.partial(search, lower=lower, priority=priority)
+        again(w, *columns[1:], moved, 0, count)
         out[o, :, i] = moved[..., 0].astype(theta.dtype)
         return
     _search(

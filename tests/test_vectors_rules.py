@@ -280,6 +280,11 @@ def test_one_error_asks_for_all_parameters_by_name_and_rank():
     assert len(found) == 22
 
 
+def test_a_single_array_needs_no_table():
+    with pytest.raises(ValueError, match=r"vectors = \.\.\.  # \(4, 3\)$"):
+        vector_axes("flax", struct((4, 3), jnp.float32))
+
+
 def test_parameters_of_one_name_and_several_ranks_are_told_apart():
     tree = {
         "a": {"up": {"kernel": struct((4, 2, 3), jnp.float32)}},

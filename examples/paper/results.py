@@ -24,7 +24,7 @@ SCRIPTS = (
     "logistic_regression", "fully_connected", "rewiring", "weight_agnostic", "weight_profiles",
     "initial_profiles", "vgg", "resnet20",
 )  # fmt: skip
-TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n\n).*?(\n\n<!-- end -->)", re.S)
+TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def all_tables():
@@ -82,7 +82,7 @@ def with_tables(text, tables):
     def replaced(match):
         if match[2] not in tables:
             raise KeyError(f"there is no table {match[2]}; there are {', '.join(sorted(tables))}")
-        return match[1] + tables[match[2]] + match[3]
+        return f"{match[1]}\n{tables[match[2]]}\n\n{match[3]}"
 
     return TABLE.sub(replaced, text)
 

@@ -173,7 +173,7 @@ def draw_weights(record):
     rows, columns = WINDOW.values()
     for ax, letter, name in zip(axs, "abcd", names, strict=True):
         plots.connections(
-            record.array(name), ax=ax, cmap=colors, vmin=-limit, vmax=limit,
+            record.array(name), vectors=0, ax=ax, cmap=colors, vmin=-limit, vmax=limit,
             extent=(columns.start, columns.stop, rows.stop, rows.start),
         )  # fmt: skip
         ax.set(title=f"({letter}) {name}", ylabel="")

@@ -46,8 +46,8 @@ class Experiment:
     """The runs of one script.
 
     An interrupted run resumes from its last checkpoint when the script is called again with the
-    same options, and a finished one is not repeated. `finish` deletes the checkpoints and writes
-    the record, or adds to it if there is one of the same hyperparameters.
+    same options, and a finished one is not repeated. Each is added to the record of the same
+    hyperparameters, if there is one. `finish` deletes the checkpoints.
     """
 
     def __init__(self, name: str, options: argparse.Namespace, **hyperparameters: Any):
@@ -122,17 +122,21 @@ class Experiment:
                 "accuracy": [round(float(accuracy), 5) for accuracy in run.accuracy],
             }
         )
+        self._save()
         return run
+
+    def _save(self) -> Path:
+        return self._earlier().merged(self.record).save(self.name, self.folder)
 
     def finish(
         self, measured: dict[str, Any] | None = None, arrays: dict[str, Any] | None = None
     ) -> Record:
-        """Write the record, with what was measured besides accuracy; print the accuracies."""
+        """Add to the record what was measured besides accuracy; print the accuracies."""
         self.record.contents["measured"] = measured or {}
         self.record.contents["arrays"] = {
             name: records.pack_array(array) for name, array in (arrays or {}).items()
         }
-        path = self._earlier().merged(self.record).save(self.name, self.folder)
+        path = self._save()
         for folder in self.finished:
             shutil.rmtree(folder, ignore_errors=True)
         if (parent := self.folder / f"{self.name}-checkpoints").exists() and not any(

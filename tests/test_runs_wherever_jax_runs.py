@@ -314,7 +314,10 @@ def test_updates_in_any_explicit_layout(params_spec, updates_spec, name):
     rng = np.random.default_rng(0)
     kernel, update = (rng.normal(size=(24, 8)).astype(np.float32) for _ in range(2))
     # A single subset (the last argument) leaves nothing to draw.
-    link = p2t.synchronize(1) if name == "laperm" else p2t.cycle_permutation(0, 0.5, 1.0)
+    link = {
+        "laperm": p2t.synchronize(1, vectors=0),
+        "sgperm": p2t.cycle_permutation(0, 0.5, 1.0, vectors=0),
+    }[name]
     alone, _ = jax.jit(link.update)(update, link.init(kernel), kernel)
     with jax.set_mesh(mesh):
         put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, SPECS[spec]))  # noqa: E731

@@ -19,9 +19,9 @@ import p2t_jax as p2t
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
-SHAPES = {"bias": (3,), "conv": {"kernel": (2, 2, 6, 3)}, "kernel": (24, 3)}
+SHAPES = {"bias": (3,), "conv": {"kernel": (3, 3, 3, 3)}, "kernel": (27, 3)}
 AXES = {"bias": None, "conv": {"kernel": (0, 1, 2)}, "kernel": (0,)}
-DENSE = {"bias": (3,), "kernel": (24, 3)}
+DENSE = {"bias": (3,), "kernel": (27, 3)}
 
 
 def numbers(seed, shapes=SHAPES, dtype=jnp.float32):
@@ -177,6 +177,21 @@ def test_sgperm_approaches_the_permutation_that_is_asked_for():
     final = optimized(p2t.sgperm(0, 0.1, 0.25, inner=optax.sgd(1.0)), initial, target)
     distance = squared_distance(target)
     assert distance(final) < 0.1 * distance(initial)
+
+
+def test_sgperm_draws_other_partitions_for_each_parameter_and_step_and_key():
+    kernel, grads = (jax.random.normal(key, (40, 3)) for key in jax.random.split(jax.random.key(0)))
+    params, updates = ({"a": x, "b": x} for x in (kernel, grads))
+
+    def permuted(key, step):
+        tx = p2t.cycle_permutation(key, 0.3, 0.25, vectors=0)
+        state = optax.tree.set(tx.init(params), sgperm_step=jnp.array(step))
+        return p2t.permuted_params(tx.update(updates, state, params)[1], params)
+
+    results = [permuted(0, 0), permuted(0, 1), permuted(1, 0)]
+    kernels = [np.asarray(kernel) for tree in results for kernel in tree.values()]
+    assert len({kernel.tobytes() for kernel in kernels}) == 6
+    chex.assert_trees_all_equal(permuted(0, 0), results[0])
 
 
 def optimized(tx, initial, target):

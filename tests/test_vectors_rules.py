@@ -143,6 +143,11 @@ def test_equinox_decides_by_the_class_of_a_module():
     }
 
 
+def test_an_equinox_layer_within_a_layer_decides():
+    model = eqx.nn.WeightNorm(eqx.nn.Linear(2, 3, key=KEY))
+    assert permuted("equinox", eqx.filter(model, eqx.is_array)) == {"layer/weight": (1,)}
+
+
 def test_a_stack_of_equinox_layers_is_asked_for():
     layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(2, 3, key=key))(jax.random.split(KEY, 4))
     with pytest.raises(ValueError, match=r"a Linear's weight has rank 2: it may be a stack"):
@@ -273,6 +278,11 @@ def test_one_error_asks_for_all_parameters_by_name_and_rank():
     assert found.pop("layer_3/q_einsum/w") == (1,)
     assert found.pop("layer_3/mlp/kernel") == (0,)
     assert len(found) == 22
+
+
+def test_a_single_array_needs_no_table():
+    with pytest.raises(ValueError, match=r"vectors = \.\.\.  # \(4, 3\)$"):
+        vector_axes("flax", struct((4, 3), jnp.float32))
 
 
 def test_parameters_of_one_name_and_several_ranks_are_told_apart():

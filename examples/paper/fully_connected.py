@@ -24,6 +24,7 @@ from common.search import ADAM, THE_PAPERS, search, trials, winner
 BATCHES, EVERY = 800, 25
 SEARCH = "fully_connected_search"  # its record
 CYCLES_AT = [1, 10, 100, 800]  # the mini-batches whose permutations are looked at
+RUNS = ("SGPerm", "SGPerm, smallest", "SGPerm, searched", "Adam", "Adam, searched")
 DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 
 
@@ -57,16 +58,12 @@ def search_both(options):
 
 
 def runs():
-    """Every optimizer, by name."""
+    """The hyperparameters of `RUNS`."""
     searched = Record.load(SEARCH)
     of = {name: winner(searched, name)["hyperparameters"] for name in OPTIMIZERS}
-    return {
-        "SGPerm": ("SGPerm", THE_PAPERS),
-        "SGPerm, smallest": ("SGPerm", THE_PAPERS | {"lower": "smallest"}),
-        "SGPerm, searched": ("SGPerm", of["SGPerm"]),
-        "Adam": ("Adam", ADAM),
-        "Adam, searched": ("Adam", of["Adam"]),
-    }
+    smallest = THE_PAPERS | {"lower": "smallest"}
+    settings = (THE_PAPERS, smallest, of["SGPerm"], ADAM, of["Adam"])
+    return dict(zip(RUNS, settings, strict=True))
 
 
 def main():
@@ -81,8 +78,8 @@ def main():
         images = mnist(data.load(name, options.data_dir))
         for seed in experiment.seeds:
             # The same seed, hence the same initial weights, for both data sets.
-            for run, (optimizer, hyperparameters) in runs().items():
-                tx = OPTIMIZERS[optimizer](seed, **hyperparameters)
+            for run, hyperparameters in runs().items():
+                tx = OPTIMIZERS[run.split(",")[0]](seed, **hyperparameters)
                 experiment.fit(
                     f"{title}, {run}", network(), tx, images, seed,
                     evaluate_at=evaluate_at, vectors=VECTORS,
@@ -125,8 +122,7 @@ def tables(record: Record):
 
 def accuracy_table(record):
     rows = [
-        [run, *(spread(record.last(f"{title}, {run}")) for title in DATA.values())]
-        for run in record.contents["hyperparameters"]["runs"]
+        [run, *(spread(record.last(f"{title}, {run}")) for title in DATA.values())] for run in RUNS
     ]
     return table(["after 800 mini-batches", *DATA.values()], rows)
 
@@ -150,7 +146,7 @@ def search_table(record):
 
 def cycle_table(record):
     rows = []
-    for step, found in record.measured("cycles").items():
+    for step, found in (record.measured("cycles") or {}).items():
         counts = np.array(found["cycles by length, from 2"])
         share = [*counts[:4], counts[4:].sum()] / counts.sum()
         rows.append(
@@ -168,7 +164,7 @@ def overview(record: Record):
     return [
         [f"fully connected, {title}, {run}", paper.get(run, ""), record.last(f"{title}, {run}")]
         for title in DATA.values()
-        for run in record.contents["hyperparameters"]["runs"]
+        for run in RUNS
     ]
 
 

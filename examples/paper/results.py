@@ -92,7 +92,10 @@ def draw_all(folder):
     mpl.use("agg")
     folder.mkdir(parents=True, exist_ok=True)
     for name in SCRIPTS:
-        for what, figure in importlib.import_module(name).draw(Record.load(name)).items():
+        record = Record.load(name)
+        if not record.contents["runs"]:
+            continue  # there is nothing to draw yet
+        for what, figure in importlib.import_module(name).draw(record).items():
             figure.savefig(folder / f"{name}-{what}.png", dpi=110)
             print(f"{name}-{what}.png")
 

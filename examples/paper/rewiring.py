@@ -113,7 +113,7 @@ def tables(record: Record):
         [
             f"reconnected, k = {k}",
             spread(record.last(laperm_name(k))),
-            f"{record.measured(f'zeros moved in phase 1, k = {k}'):.1%}",
+            f"{record.measured(f'zeros moved in phase 1, k = {k}') or 0:.1%}",
             spread(record.last(reconnected_name(k))),
             difference(record, k),
         ]

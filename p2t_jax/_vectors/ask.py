@@ -42,6 +42,13 @@ def question(who: str, unknown: Sequence[Unknown], otherwise: str | None) -> str
         for why in dict.fromkeys(member.why for member in members):
             reasons.setdefault(why, []).append(name or show(()))
     because = [f"- {', '.join(names)}: {why}" for why, names in reasons.items()]
+    table = [
+        "vectors = p2t_jax.named_vectors({",
+        *lines,
+        f"}}, otherwise={otherwise})" if otherwise else "})",
+    ]
+    if not unknown[0].path:  # The parameters are a single array.
+        table = [f"vectors = ...  # {unknown[0].shape}"]
     number = f"{len(unknown)} parameters" if len(unknown) > 1 else show(unknown[0].path)
     return "\n".join(
         [
@@ -51,9 +58,7 @@ def question(who: str, unknown: Sequence[Unknown], otherwise: str | None) -> str
             "",
             *_HELP[otherwise is None],
             "",
-            "vectors = p2t_jax.named_vectors({",
-            *lines,
-            f"}}, otherwise={otherwise})" if otherwise else "})",
+            *table,
         ]
     )
 

@@ -66,6 +66,8 @@ def _fixpoint(
         if new == carry:
             walk.uses.found |= inner.found
             return [*new, *outs[len(carry) :]]
+        # In its first turns, too, a term of a sum is used for something else: a residual stream.
+        walk.uses.found |= {use for use in inner.found if use.kind == "elementwise"}
         carry = new
 
 

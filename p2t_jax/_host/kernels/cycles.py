@@ -32,7 +32,8 @@ want a lighter weight the first by place, of those that want a heavier one the l
 before all equal to it. Roots with equal \|r\| come by place.
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,10 @@ from p2t_jax._host.kernels.depth_first import search_depth_first
 from p2t_jax._host.kernels.radix import COLUMNS, key_format, read_columns, together, write_columns
 from p2t_jax._host.kernels.subsets import (
     LEAST_SUBSET,
+    Columns,
+    Dealing,
+    Members,
+    Sorting,
     deal,
     order,
     partition,
@@ -94,67 +99,58 @@ def search(
         priority: `NEAREST`, `FARTHEST` or `RANDOM` (Section 2.2.1).
     """
     if theta.dtype.itemsize < 4:  # Numba computes with neither float16 nor bfloat16.
-        wide = theta.astype(np.float32)
-        wide_out = np.empty_like(wide)
-        search(
-            wide,
-            r,
-            alpha,
-            partition_ratio,
-            seed,
-            wide_out,
-            start,
-            stop,
-            lower=lower,
-            priority=priority,
-        )
         o, i = np.divmod(np.arange(start, stop), theta.shape[2])
-        out[o, :, i] = wide_out[o, :, i].astype(theta.dtype)
+        operands = (theta, r, alpha, partition_ratio, seed)
+        columns: list[Any] = [x[o, :, i][..., None] for x in operands]
+        w = columns[0].astype(np.float32)
+        moved, count = np.empty_like(w), stop - start
+        again: Any = functools.partial(search, lower=lower, priority=priority)
+        again(w, *columns[1:], moved, 0, count)
+        out[o, :, i] = moved[..., 0].astype(theta.dtype)
         return
-    w = np.empty((COLUMNS, theta.shape[1]), theta.dtype)
-    wanted = np.empty(w.shape, r.dtype)
-    unsigned, r_unsigned = f"u{theta.dtype.itemsize}", f"u{r.dtype.itemsize}"
     _search(
-        theta.view(unsigned),
-        r.view(r_unsigned),
-        alpha,
-        partition_ratio,
-        seed,
-        out.view(unsigned),
+        theta,
+        r.view(f"u{r.dtype.itemsize}"),
+        (alpha, partition_ratio, seed),
+        out.view(f"u{out.dtype.itemsize}"),
         start,
         stop,
-        lower,
-        priority,
-        (w, w.view(unsigned), *key_format(theta.dtype), theta),
-        (wanted, wanted.view(r_unsigned), np.uint64(64 - 8 * r.dtype.itemsize)),
+        (lower, priority),
+        _columns(theta),
+        _columns(r),
     )
+
+
+def _columns(block: NDArray[Any]) -> Columns:
+    """Room for as many vectors of a block as are copied together."""
+    values = np.empty((COLUMNS, block.shape[1]), block.dtype)
+    return Columns(values, values.view(f"u{block.dtype.itemsize}"), *key_format(block.dtype))
 
 
 @jit
 def _search(
     theta: Any,
     r: Any,
-    alpha: Any,
-    partition_ratio: Any,
-    seed: Any,
+    numbers: Any,
     out: Any,
     start: Any,
     stop: Any,
-    lower: Any,
-    priority: Any,
-    weights: Any,
-    recommendations: Any,
+    options: Any,
+    weights: Columns,
+    recommendations: Columns,
 ) -> None:
-    columns_bits, wanted_bits = weights[1], recommendations[1]
-    moved = np.empty_like(columns_bits)
+    """`search` with r and out as bits; `numbers` are one a vector."""
+    alpha, partition_ratio, seed = numbers
+    moved = np.empty_like(weights.bits)
     ranges = np.empty((3, COLUMNS), np.float64)
-    scratch = _scratch(theta.shape[1])
+    room = _room(theta.shape[1])
+    bits = theta.view(out.dtype)
     first = start
     while first < stop:
         count = together(out, first, stop)
-        value_ranges(weights[4], first, count, ranges)
-        read_columns(theta, first, count, columns_bits)
-        read_columns(r, first, count, wanted_bits)
+        value_ranges(theta, first, count, ranges)
+        read_columns(bits, first, count, weights.bits)
+        read_columns(r, first, count, recommendations.bits)
         for c in range(count):
             o, i = (first + c) // out.shape[2], (first + c) % out.shape[2]
             hyperparameters = (
@@ -162,70 +158,87 @@ def _search(
                 np.float64(alpha[o, 0, i]),
                 np.float64(partition_ratio[o, 0, i]),
                 np.uint64(seed[o, 0, i]),
-                lower,
-                priority,
             )
-            _permute_vector(c, weights, recommendations, hyperparameters, scratch, moved[c])
+            _permute_vector(c, weights, recommendations, hyperparameters, options, room, moved[c])
         write_columns(moved, first, count, out)
         first += count
 
 
+class _Room(NamedTuple):
+    """Room for what is computed of a vector."""
+
+    sorting: Any
+    dealing: Any
+    members: Any
+    turn: Any
+    sets: Any
+    graph: Any
+
+
 @jit
-def _scratch(n: Any) -> Any:
-    """Room for what is computed of a vector: sort keys, its partition, its subsets."""
-    words = np.empty((4, n + 1), np.uint64)
-    places = np.empty((5, n), np.int32)
+def _room(n: Any) -> Any:
+    words, places = np.empty((4, n + 1), np.uint64), np.empty((5, n), np.int32)
+    counts = np.empty((4, 256), np.uint32)
     end = np.empty((2, max(1, n // LEAST_SUBSET) + 1), np.int64)
-    return (
-        (words[0], words[1], words[2], words[3], np.empty((4, 256), np.uint32)),
-        (places[0], places[1], end),
-        (np.empty(n, np.float64), places[2], places[3], places[4]),
-        (np.empty(64, np.uint64), *empty_sets(2, n)),
+    return _Room(
+        Sorting(words[0], words[1], words[2], words[3], counts),
+        Dealing(places[0], places[1], end),
+        Members(np.empty(n, np.float64), places[2], places[3], places[4]),
+        np.empty(64, np.uint64),
+        empty_sets(2, n),
         np.empty((8, n), np.int32),
     )
 
 
 @jit
 def _permute_vector(
-    c: Any, weights: Any, recommendations: Any, hyperparameters: Any, scratch: Any, moved: Any
+    c: Any,
+    weights: Columns,
+    recommendations: Columns,
+    hyperparameters: Any,
+    options: Any,
+    room: _Room,
+    moved: Any,
 ) -> None:
     """Write row c of the weights, permuted, to `moved`."""
-    w, bits, r = weights[0][c], weights[1][c], recommendations[0][c]
-    value_range, alpha, partition_ratio, seed, lower, priority = hyperparameters
-    sort_scratch, (label, slot, end), members, sets, search_scratch = scratch
+    w, bits, r = weights.values[c], weights.bits[c], recommendations.values[c]
+    value_range, alpha, partition_ratio, seed = hyperparameters
+    lower, priority = options
     moved[:] = bits
     if not (alpha > 0 and 0 < value_range < np.inf):
         return
     subsets = subset_count(w.size, partition_ratio)
     state = random_bits(seed, 1)
-    partition(state, label, subsets)
-    m = order(c, weights, recommendations, sort_scratch)
-    deal(w, r, sort_scratch, m, label, slot, end, subsets, members)
+    partition(state, room.dealing.label, subsets)
+    m = order(c, weights, recommendations, room.sorting)
+    deal(w, r, room.sorting, m, room.dealing, subsets, room.members)
+    end, members = room.dealing.end, room.members
     for p in range(subsets):
         begin, size = end[0, p], end[0, p + 1] - end[0, p]
         if size < 2:
             continue
-        least = value_range / size if lower == MEAN else smallest_distance(members[0], begin, size)
-        reach = least + alpha * value_range
+        if lower == MEAN:
+            reach = value_range / size + alpha * value_range
+        else:
+            reach = smallest_distance(members.weight, begin, size) + alpha * value_range
         if priority != NEAREST:
             fresh = random_bits(state, w.size + begin)
             search_depth_first(
-                begin, size, members, reach, priority == RANDOM, fresh, search_scratch, bits, moved
+                begin, size, members, reach, priority == RANDOM, fresh, room.graph, bits, moved
             )
         elif size <= 64:
-            _find_cycles_in_words(np.uint64(begin), size, members, reach, sets[0], bits, moved)
+            _find_cycles_in_words(np.uint64(begin), size, members, reach, room.turn, bits, moved)
         else:
-            _find_cycles(begin, size, members, reach, sets[1], sets[2], bits, moved)
+            _find_cycles(begin, size, members, reach, room.sets, bits, moved)
 
 
 @jit
 def _find_cycles(
     begin: Any,
     size: Any,
-    members: Any,
+    members: Members,
     reach: float,
-    words: Any,
-    levels: Any,
+    sets: Any,
     bits: Any,
     moved: Any,
 ) -> None:
@@ -237,14 +250,14 @@ def _find_cycles(
     Args:
         begin: the first member of the subset.
         size: how many there are.
-        members: see `subsets.deal`.
+        members: those of all subsets.
         reach: u.
-        words: room for two sets.
-        levels: where the levels of the sets begin, written.
+        sets: room for two sets, see `bits.empty_sets`.
         bits: the weights of the vector, as bits.
         moved: written where weights move.
     """
     weight, place, heavier, root = members
+    words, levels = sets
     height = clear(words, levels, size)
     for member in range(size):
         own = heavier[begin + member]
@@ -275,9 +288,9 @@ def _find_cycles(
 
 
 @jit
-def _last_equal(members: Any, begin: Any, y: Any, root: Any) -> Any:
+def _last_equal(members: Members, begin: Any, y: Any, root: Any) -> Any:
     """The last member with the weight of y on the way to the root, found by doubling steps."""
-    weight = members[0]
+    weight = members.weight
     way = 1 if root > y else -1
     inside, outside = y, root
     jump = 1
@@ -298,7 +311,7 @@ def _last_equal(members: Any, begin: Any, y: Any, root: Any) -> Any:
 
 @jit
 def _find_cycles_in_words(
-    begin: Any, size: Any, members: Any, reach: float, turn: Any, bits: Any, moved: Any
+    begin: Any, size: Any, members: Members, reach: float, turn: Any, bits: Any, moved: Any
 ) -> None:
     """The same as `_find_cycles`, for up to 64 members: each set is a word, kept in a register.
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from p2t_jax._host.kernels.cache import jit
-from p2t_jax._host.kernels.subsets import below, random_bits
+from p2t_jax._host.kernels.subsets import Members, below, random_bits
 
 
 @jit
 def search_depth_first(
     begin: Any,
     size: Any,
-    members: Any,
+    members: Members,
     reach: float,
     at_random: Any,
     state: np.uint64,
@@ -71,7 +71,7 @@ def search_depth_first(
 def _lay_steps(
     begin: Any,
     size: Any,
-    members: Any,
+    members: Members,
     gone: Any,
     root: Any,
     step: Any,
@@ -112,10 +112,10 @@ def _lay_steps(
 
 @jit
 def _within_reach(
-    begin: Any, size: Any, members: Any, x: Any, reach: float, gone: Any, step: Any
+    begin: Any, size: Any, members: Members, x: Any, reach: float, gone: Any, step: Any
 ) -> Any:
     """How many steps away the farthest permissible target of x is."""
-    weight, heavier = members[0], members[2]
+    weight, heavier = members.weight, members.heavier
     way = 1 if heavier[begin + x] else -1
     farthest = step[x]
     y = x + way

@@ -1,11 +1,64 @@
 """The subsets of a weight vector: drawn at random, sorted by weight and by |r| (Section 2.1)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from p2t_jax._host.kernels.cache import jit
 from p2t_jax._host.kernels.radix import HALF, HIGH, LOW, float_key, sort_positions
+
+
+class Columns(NamedTuple):
+    """Some vectors, copied to contiguous rows: (count, n) numbers and the same memory as bits.
+
+    `shift` and `infinity` are as in `radix.float_key`.
+    """
+
+    values: Any
+    bits: Any
+    shift: Any
+    infinity: Any
+
+
+class Members(NamedTuple):
+    """The weights that take part, subset by subset; (m,) arrays.
+
+    Attributes:
+        weight: float64, ascending in each subset.
+        place: where they are in the vector.
+        heavier: whether they want to be heavier.
+        root: the roots, largest |r| first, as numbers in their subset.
+    """
+
+    weight: Any
+    place: Any
+    heavier: Any
+    root: Any
+
+
+class Sorting(NamedTuple):
+    """Room for sorting n weights: (n + 1,) uint64, and (4, 256) counts.
+
+    `by_weight` and `by_size` have the places of the weights that take part in their lower halves.
+    """
+
+    by_weight: Any
+    by_size: Any
+    key: Any
+    spare: Any
+    counts: Any
+
+
+class Dealing(NamedTuple):
+    """The partition of a vector: the subset and the member at each place, (n,).
+
+    `end` is (2, subsets + 1): subset p has the members `end[0, p]` to `end[0, p + 1]`.
+    """
+
+    label: Any
+    slot: Any
+    end: Any
+
 
 LEAST_SUBSET = 10  # weights, as in the authors' code
 
@@ -110,18 +163,17 @@ def value_ranges(block: Any, first: Any, count: Any, ranges: Any) -> None:
 
 
 @jit
-def order(c: Any, weights: Any, recommendations: Any, scratch: Any) -> Any:
+def order(c: Any, weights: Columns, recommendations: Columns, room: Sorting) -> Any:
     """Sort the places of the weights that take part, by weight and by |r|; return their number.
 
-    They are in the lower halves of the first words of the scratch. Of equal weights those that want
-    a lighter one come first; otherwise places are ascending.
+    Of equal weights those that want a lighter one come first; otherwise places are ascending.
     """
-    bits, shift, infinity = weights[1][c], weights[2], weights[3]
-    r, r_bits, r_shift = recommendations[0][c], recommendations[1][c], recommendations[2]
-    by_weight, by_size, key, spare, counts = scratch
+    bits, shift = weights.bits[c], weights.shift
+    r, r_bits, r_shift = recommendations.values[c], recommendations.bits[c], recommendations.shift
+    by_weight, by_size, key, spare, counts = room
     for x in range(r.size):
-        key[x] = float_key(bits[x], shift, infinity)
-    m: Any = 0
+        key[x] = float_key(bits[x], shift, weights.infinity)
+    m = 0
     for x in range(r.size):
         by_weight[m] = (key[x] & HIGH) | np.uint64(x)
         m += r[x] > 0
@@ -140,22 +192,11 @@ def order(c: Any, weights: Any, recommendations: Any, scratch: Any) -> Any:
 
 @jit
 def deal(
-    w: Any,
-    r: Any,
-    sorted_places: Any,
-    m: Any,
-    label: Any,
-    slot: Any,
-    end: Any,
-    subsets: Any,
-    members: Any,
+    w: Any, r: Any, room: Sorting, m: Any, dealing: Dealing, subsets: Any, members: Members
 ) -> None:
-    """Deal the m weights that take part to their subsets.
-
-    Subset p is `end[0, p]` to `end[0, p + 1]` of the `members`: weights, ascending; their places;
-    whether they want to be heavier; and the roots, as numbers in the subset, largest |r| first.
-    """
-    by_weight, by_size = sorted_places[0], sorted_places[1]
+    """Deal the m weights that take part, sorted in `room`, to their subsets: fill in `members`."""
+    by_weight, by_size = room.by_weight, room.by_size
+    label, slot, end = dealing
     weight, place, heavier, root = members
     end[:, : subsets + 1] = 0
     for k in range(m):

@@ -91,7 +91,7 @@ def _lay_out(
     n = theta.shape[-1]
     place = jnp.broadcast_to(jnp.arange(n), theta.shape)
     subsets = subset_count(n, partition_ratio)
-    random = jax.vmap(lambda s: jax.random.bits(jax.random.key(s[0]), (n,)))(seed)
+    random = jax.vmap(lambda s: jax.random.bits(jax.random.key(s[0]), (n,), jnp.uint32))(seed)
     drawn = jnp.argsort(jnp.argsort(random, axis=-1, stable=True), axis=-1)
     takes_part = (jnp.abs(r) > 0) & (alpha > 0) & jnp.isfinite(theta).all(axis=-1, keepdims=True)
     label = jnp.where(takes_part, drawn % subsets, n)

@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import optax
 
@@ -30,6 +31,11 @@ class SynchronizeState(NamedTuple):
     lookahead_step: jax.Array
     theta_sorted: optax.Params
     vectors: VectorAxes
+
+
+jax.export.register_namedtuple_serialization(
+    SynchronizeState, serialized_name="p2t_jax.SynchronizeState"
+)
 
 
 def laperm(
@@ -202,7 +208,7 @@ def _permute(
     phi = optax.apply_updates(theta, delta)
     new = _ranking.give_ranking(axes, theta_sorted, phi, host_callback=host_callback)
     return [
-        _leaves.sharded_like(w.astype(u.dtype) - old.astype(u.dtype), u)
+        _leaves.sharded_like(w.astype(u.dtype) - old.astype(u.dtype), old)
         for w, old, u in zip(new, theta, delta, strict=True)
     ]
 
@@ -244,6 +250,7 @@ def _as_promoted(leaf: _updates.Moving) -> jax.Array:
     dtype = jnp.result_type(leaf.param, leaf.update)
     # `lax` leaves no weak type behind.
     update = jax.lax.convert_element_type(leaf.update, dtype)
+    update = _leaves.sharded_like(update, leaf.param)
     return varying_like(update, leaf.param, leaf.weights)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import optax
 
@@ -76,6 +77,11 @@ class CyclePermutationState(NamedTuple):
     sgperm_key: jax.Array
     theta: optax.Params
     vectors: VectorAxes
+
+
+jax.export.register_namedtuple_serialization(
+    CyclePermutationState, serialized_name="p2t_jax.CyclePermutationState"
+)
 
 
 def sgperm(
@@ -303,9 +309,15 @@ def _operands(
     shapes = [_leaves.rows_shape(leaf.param.shape, leaf.axes) for leaf in moving]
     return [
         [leaf.weights for leaf in moving],
-        [-leaf.update.astype(_leaves.wide(leaf.update.dtype)) for leaf in moving],
+        [
+            -_leaves.sharded_like(leaf.update, leaf.param).astype(_leaves.wide(leaf.update.dtype))
+            for leaf in moving
+        ],
         *([jnp.broadcast_to(number, shape) for shape in shapes] for number in (alpha, lambda_)),
-        [jax.random.bits(jax.random.fold_in(key, i), shape) for i, shape in enumerate(shapes)],
+        [
+            jax.random.bits(jax.random.fold_in(key, i), shape, jnp.uint32)
+            for i, shape in enumerate(shapes)
+        ],
     ]
 
 

@@ -99,6 +99,7 @@ def initial(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf], Vect
             "Wrappers that hide the shapes of the parameters, such as optax.flatten, do not work. "
             "If this is intended, give vectors=None."
         )
+    _leaves.note_single_weights(leaves)
     return leaves, VectorAxes.of({leaf.path: leaf.axes for leaf in leaves})
 
 

@@ -276,7 +276,7 @@ def to_grid(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Para
         ...     return optax.apply_updates(w, w[::-1] - w)
         >>> bool((added(w) == w[::-1]).all())
         False
-        >>> w = p2t.initializers.to_grid(w)
+        >>> w = p2t.initializers.to_grid(w, vectors=0)
         >>> bool((added(w) == w[::-1]).all())
         True
     """

@@ -1,7 +1,6 @@
 """Eight CPU devices for every test, set before JAX is imported; and the fixtures of the suite."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -12,14 +11,9 @@ os.environ["XLA_FLAGS"] = (
 
 
 def pytest_collection_modifyitems(items):
-    lines = (Path(__file__).parent / "to_mend.txt").read_text().splitlines()
-    to_mend = dict(line.split(" | ") for line in lines)
     for item in items:
         if item.path.name.startswith("test_paper_"):
             item.add_marker("slow")
-        reason = to_mend.get(f"{item.path.name}::{item.name}")
-        if reason:  # strict: it announces itself when it has been mended
-            item.add_marker(pytest.mark.xfail(strict=True, reason=reason))
 
 
 @pytest.fixture(scope="module")

@@ -434,9 +434,10 @@ def test_an_injected_sync_period_can_be_changed_during_training():
 
 
 def test_an_injected_aggressiveness_can_be_changed_during_training():
-    tx = injected("sgperm", aggressiveness=1e-9)
+    tx = injected("sgperm", aggressiveness=0.1)
     params = initial = numbers(0)
     state = tx.init(params)
+    state.hyperparams["aggressiveness"] = jnp.array(0.0)
     step = jax.jit(lambda *args: helpers.step(*args, tx))
     params, state = step(params, state, numbers(1))
     chex.assert_trees_all_equal(p2t.permuted_params(state, params), initial)

@@ -276,6 +276,7 @@ RULES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")  # by Orbax before 0.12
 @pytest.mark.parametrize(
     ("save_and_restore", "target_of", "rule"),
     [

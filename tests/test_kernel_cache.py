@@ -9,7 +9,7 @@ from numba.core import caching
 from p2t_jax._host import internals
 from p2t_jax._host.kernels import bits, cache, coder, cycles, depth_first, radix, subsets
 
-CacheFile = internals._CacheFile
+CacheFile = internals.safe_cache_file()
 
 
 def doubled(x):

@@ -12,6 +12,9 @@ from strategies import weights_and_axes
 
 import p2t_jax as p2t
 
+# Hypothesis likes vectors of one weight.
+pytestmark = pytest.mark.filterwarnings("ignore:vectors. the weight vectors of:UserWarning")
+
 SHAPES_AND_AXES = [
     ((7, 5), 0),
     ((5, 7), 1),
@@ -54,7 +57,7 @@ def test_every_step_follows_the_inner_optimizer(inner):
     k, axes = 3, (0,)
     theta_0 = rng.normal(size=(9, 4)).astype(np.float32)
     theta_sorted = reference.sort_weight_vectors(theta_0, axes)
-    tx = p2t.laperm(inner, k)
+    tx = p2t.laperm(inner, k, vectors=0)
     params = jnp.asarray(theta_0)
     state, inner_state = tx.init(params), inner.init(params)
     for step in range(1, 13):
@@ -132,7 +135,8 @@ def test_what_is_no_weight_vector_is_left_to_the_inner_optimizer():
 
 def test_a_schedule_of_k_counts_mini_batches():
     """k = 2 for the first five mini-batches, then 4: a period that has begun is prolonged."""
-    tx = p2t.laperm(optax.sgd(1.0), optax.piecewise_constant_schedule(2, {4: 2.0}))
+    schedule = optax.piecewise_constant_schedule(2, {4: 2.0})
+    tx = p2t.laperm(optax.sgd(1.0), schedule, vectors=0)
     params = jnp.zeros((4, 1))
     state = tx.init(params)
     synchronized = []
@@ -146,7 +150,7 @@ def test_the_rounding_of_apply_updates_does_not_add_up():
     """After many synchronizations params are still within an ulp or two of the exact weights."""
     key = jax.random.key(0)
     params = jax.random.normal(key, (200, 20))
-    tx = p2t.laperm(optax.sgd(1.0), 1)
+    tx = p2t.laperm(optax.sgd(1.0), 1, vectors=0)
     state = tx.init(params)
 
     def step(carry, key):

@@ -277,7 +277,7 @@ def test_update_statistics_by_definition():
 
 def test_sgperm_updates_are_sparser_and_larger_than_adams():
     """Section 5.1.1's finding, of random gradients."""
-    params = {"kernel": to_grid(jax.random.uniform(KEY, (200, 10), minval=-0.1, maxval=0.1))}
+    params = to_grid({"kernel": jax.random.uniform(KEY, (200, 10), minval=-0.1, maxval=0.1)})
     grads = {"kernel": jax.random.normal(KEY, (200, 10))}
     permuted, adam = (
         update_statistics(tx.update(grads, tx.init(params), params)[0])

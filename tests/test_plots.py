@@ -94,13 +94,14 @@ def test_each_weight_vector_has_its_own_colour(ax):
 
 
 @pytest.mark.parametrize(
-    ("shape", "axes", "n"), [((3, 3, 2, 5), (0, 1, 2), 18), ((5, 7), 1, 7), ((9,), 0, 9)]
+    ("shape", "axes", "n"),
+    [((3, 3, 2, 5), (0, 1, 2), 18), ((5, 7), 1, 7), ((9,), 0, 9), ((2, 3, 4), None, 6)],
 )
 def test_the_vectors_lie_where_the_spec_says(shape, axes, n, ax):
     weights = RNG.normal(size=shape)
     dots = plots.profile(weights, vectors=axes, ax=ax).collections[0]
     columns = np.array(points(dots))[:, 1].reshape(-1, n)
-    axes = np.atleast_1d(axes)
+    axes = np.atleast_1d((0, 1) if axes is None else axes)
     rows = np.moveaxis(weights, axes, range(-len(axes), 0)).reshape(-1, n)
     np.testing.assert_allclose(columns, np.sort(rows, axis=1))
 
@@ -129,24 +130,27 @@ def test_a_subset_is_marked_at_its_ranks(subset, ax):
 def test_the_profiles_of_a_tree():
     params = {
         "conv": {"kernel": jnp.ones((3, 3, 2, 5)), "bias": jnp.ones(5)},
-        "dense": [jnp.ones((7, 2), jnp.bfloat16)],
+        "dense": {"kernel": jnp.ones((7, 2), jnp.bfloat16)},
     }
     axs = plots.profiles(params)
-    assert [ax.get_title() for ax in axs] == ["conv/kernel", "dense/0"]
+    assert [ax.get_title() for ax in axs] == ["conv/kernel", "dense/kernel"]
     assert [len(points(ax.collections[0])) for ax in axs] == [90, 14]
     assert axs[0].figure.axes == list(axs)
 
 
 def test_the_profiles_of_a_tree_on_given_axes(ax):
     rest = ax.figure.axes[1]
-    assert plots.profiles([KERNEL, KERNEL], axs=[rest, ax], sort=False).tolist() == [rest, ax]
+    assert plots.profiles([KERNEL, KERNEL], vectors=0, axs=[rest, ax], sort=False).tolist() == [
+        rest,
+        ax,
+    ]
     assert rest.get_title() == "0"
     assert rest.get_xlabel() == "place"
 
 
 @pytest.mark.parametrize("count", range(1, 8))
 def test_a_new_figure_has_as_many_axes_as_parameters(count):
-    assert len(plots.profiles([KERNEL] * count)[0].figure.axes) == count
+    assert len(plots.profiles([KERNEL] * count, vectors=0)[0].figure.axes) == count
 
 
 # Heat maps
@@ -459,9 +463,8 @@ def test_an_animation_is_saved_as_a_gif(ax, tmp_path):
     [
         (lambda: plots.profile({"kernel": KERNEL}), TypeError, "weights: "),
         (lambda: plots.profile(KERNEL.astype(complex)), TypeError, "weights: "),
-        (lambda: plots.profile(np.ones((3, 3, 2, 2))), ValueError, "vectors: "),
+        (lambda: plots.profile(1.0), ValueError, "vectors: "),
         (lambda: plots.profile(KERNEL, vectors=2), ValueError, "vectors: "),
-        (lambda: plots.profile(KERNEL, vectors=None), ValueError, "vectors: "),
         (lambda: plots.profile(KERNEL, subset=[0]), ValueError, "subset: .* got 4"),
         (lambda: plots.profile(KERNEL[:, 0], subset=[6]), ValueError, "subset: .*0 to 5"),
         (lambda: plots.profile(KERNEL[:, 0], subset=[-1]), ValueError, "subset: "),
@@ -469,14 +472,14 @@ def test_an_animation_is_saved_as_a_gif(ax, tmp_path):
         (lambda: plots.profile(KERNEL[:, 0], subset=[0.5]), TypeError, "subset: "),
         (lambda: plots.profiles({"bias": np.ones(3)}), ValueError, "params: "),
         (
-            lambda: plots.profiles([KERNEL, KERNEL], axs=[plt.gca()]),
+            lambda: plots.profiles([KERNEL, KERNEL], vectors=0, axs=[plt.gca()]),
             ValueError,
             "axs: expected 2 .* got 1",
         ),
         (lambda: plots.weight_vector(KERNEL, (5, 5)), ValueError, "shape: .* 24, "),
         (lambda: plots.weight_vector(KERNEL, 24), ValueError, "shape: "),
         (lambda: plots.weight_vector(KERNEL, (6, 4), subset=[24]), ValueError, "subset: "),
-        (lambda: plots.connections(KERNEL[None]), ValueError, "vectors: "),
+        (lambda: plots.connections(KERNEL, vectors=2), ValueError, "vectors: "),
         (lambda: plots.permissible_movements(KERNEL, [0], 0.5), ValueError, "weights: "),
         (lambda: plots.permissible_movements([1, 2], [0], 0.5), ValueError, "recommendations: "),
         (lambda: plots.permissible_movements([1], [0], 0.0), ValueError, "aggressiveness: "),

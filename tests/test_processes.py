@@ -47,12 +47,12 @@ import multiprocessing, warnings
 rng = np.random.default_rng(0)  # several parameters, which are shared among threads
 initial = [rng.normal(size=(200, 30)).astype(np.float32) for _ in range(4)]
 params = [w[::-1] for w in initial]
-packed = p2t.pack(params, initial)
+packed = p2t.pack(params, initial, vectors=0)
 context = multiprocessing.get_context("fork")
 queue = context.SimpleQueue()
 
 def child():
-    queue.put(p2t.pack(params, initial) == packed)
+    queue.put(p2t.pack(params, initial, vectors=0) == packed)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # JAX warns of any fork

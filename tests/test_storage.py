@@ -291,7 +291,7 @@ class TestSize:
         assert limit - 1 < bits < 1.001 * limit + 8 * 12
 
     def test_a_few_bytes_a_leaf(self):
-        initial = [np.ones((50, 2), np.float32), np.ones(3, np.int8)] * 10
+        initial = [{"kernel": np.ones((50, 2), np.float32), "bias": np.ones(3, np.int8)}] * 10
         assert len(p2t.pack(initial, initial)) <= 60 + 10 * 12 + 10 * 3
 
 

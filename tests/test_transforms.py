@@ -36,12 +36,13 @@ def test_same_run(way, name):
 
 
 @pytest.mark.parametrize("way", ["eager", "jit of scan"])
-def test_same_run_where_rounding_may_differ(way, name):
+def test_same_run_where_rounding_may_differ(way):
     """XLA rounds Adam's updates otherwise in every programme; which weight goes where is the same.
 
-    Unless two look-aheads are so near that rounding decides; here none are.
+    Unless two look-aheads are so near that rounding decides; here none are. (SGPerm's roots come by
+    the size of Adam's updates, which are all the same in the first step: there rounding decides.)
     """
-    tx = OPTIMIZERS[name](optax.adam(1e-2))
+    tx = OPTIMIZERS["laperm"](optax.adam(1e-2))
     (params, state), (expected_params, expected_state) = WAYS[way](tx), helpers.train_jit(tx)
     final, other = (
         helpers.weight_vectors_of(p2t.permuted_params(*run))
@@ -199,7 +200,7 @@ def test_synchronization_stays_conditional(mapped):
     step, init = (jax.vmap(step), jax.vmap(init)) if mapped else (step, init)
     params = ENSEMBLE if mapped else PARAMS
     text = jax.jit(step).lower(params, init(params), params).compile().as_text()
-    assert text.count(" conditional(") == 1
+    assert text.count(" while(") == 1  # of no turns or one
     assert text.count(f'custom_call_target="{helpers.CALLBACK}"') == 1  # for all kernels together
 
 

@@ -5,6 +5,7 @@ replace it, so that a change in JAX or Numba is mended in this file.
 """
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
-from numba.core import caching, config
 
 # A callback of `jax.pure_callback` waits for copies of its operands, made on the threads that the
 # callbacks of several CPU devices occupy. Before JAX 0.12 a programme on several CPU devices can
@@ -139,23 +139,6 @@ def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:
     return jax.lax.pcast(array, missing, to="varying") if missing else array
 
 
-class _CacheFile(caching.IndexDataCacheFile):
-    """The compiled code of a kernel, one file for each combination of dtypes.
-
-    Numba numbers these files, and names them in an index before it writes them. Two processes that
-    compile a kernel for different dtypes at the same time (parallel tests, the processes of a
-    cluster) can give their files the same name, and one of them then runs what the other compiled.
-    So here a file is named after its content and written before it is in the index.
-    """
-
-    def save(self, key: Any, data: Any) -> None:
-        """Writes what was compiled for `key`."""
-        digest = hashlib.sha256(repr((self._source_stamp, key)).encode()).hexdigest()
-        name = self._data_name(int(digest[:12], 16))
-        self._save_data(name, data)
-        self._save_index(self._load_index() | {key: name})
-
-
 def use_safe_cache(dispatcher: Any) -> None:
     """Makes Numba's cache on disk safe for several processes.
 
@@ -163,8 +146,30 @@ def use_safe_cache(dispatcher: Any) -> None:
     `numba.njit(cache=True)`.
     """
     file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if type(file) is caching.IndexDataCacheFile:
-        file.__class__ = _CacheFile
+    safe = safe_cache_file()
+    if type(file) is safe.__base__:
+        file.__class__ = safe
+
+
+@functools.cache
+def safe_cache_file() -> Any:
+    """The class of the compiled code of a kernel, one file for each combination of dtypes.
+
+    Numba numbers these files, and names them in an index before it writes them. Two processes that
+    compile a kernel for different dtypes at the same time (parallel tests, the processes of a
+    cluster) can give their files the same name, and one of them then runs what the other compiled.
+    So here a file is named after its content and written before it is in the index.
+    """
+    from numba.core import caching  # `import p2t_jax` does not wait for Numba
+
+    class SafeCacheFile(caching.IndexDataCacheFile):
+        def save(self, key: Any, data: Any) -> None:
+            digest = hashlib.sha256(repr((self._source_stamp, key)).encode()).hexdigest()
+            name = self._data_name(int(digest[:12], 16))
+            self._save_data(name, data)
+            self._save_index(self._load_index() | {key: name})
+
+    return SafeCacheFile
 
 
 @contextlib.contextmanager
@@ -174,6 +179,8 @@ def compiling() -> Iterator[None]:
     Stands for: the module behind Numba's environment variables. Replaced by: an option of
     `numba.njit`.
     """
+    from numba.core import config
+
     settings: Any = config
     disabled, settings.DISABLE_JIT = settings.DISABLE_JIT, 0
     try:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from p2t_jax import _leaves
-from p2t_jax._vectors import VectorSpec
+from p2t_jax._vectors import Axes as VectorAxes
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -76,15 +76,15 @@ def subset_places(subset: Any, n: int) -> npt.NDArray[np.int64]:
     return places("subset", array, n)
 
 
-def weight_matrix(weights: Any, vectors: VectorSpec) -> Array:
-    """The weight matrix of a parameter (Section 1.1): each column is a weight vector."""
+def weight_matrix(weights: Any, vectors: VectorAxes) -> Array:
+    """The weight matrix of a parameter (Section 1.1): each column is a weight vector.
+
+    Without a path no rule can tell, so None is the layout of kernels in JAX: all axes but the last.
+    """
     array = real_array("weights", weights)
-    (leaf,) = _leaves.walk(array, 0 if array.ndim == 1 else vectors)
-    if leaf.axes is None:
-        raise ValueError(
-            f"vectors: weights of shape {array.shape} have no weight vectors by this rule. Give "
-            "the axes of one."
-        )
+    default = 0 if array.ndim == 1 else tuple(range(array.ndim - 1))
+    (leaf,) = _leaves.walk(array, default if vectors is None else vectors)
+    assert leaf.axes is not None
     rows: Array = _leaves.to_rows(array, leaf.axes)
     return rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1]).T
 

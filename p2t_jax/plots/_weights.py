@@ -11,6 +11,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 
 from p2t_jax import _leaves
+from p2t_jax._vectors import Axes as VectorAxes
 from p2t_jax._vectors import VectorSpec
 from p2t_jax.plots import _inputs
 from p2t_jax.plots._inputs import Array
@@ -19,7 +20,7 @@ from p2t_jax.plots._inputs import Array
 def profile(
     weights: Any,
     *,
-    vectors: VectorSpec = "flax",
+    vectors: VectorAxes = None,
     sort: bool = True,
     subset: Any = None,
     max_points: int = 100_000,
@@ -35,7 +36,8 @@ def profile(
 
     Args:
         weights: A parameter of any rank, or a single weight vector.
-        vectors: Which axes form weight vectors: a rule or axes. An array of rank 1 is one vector.
+        vectors: The axis or axes along which weight vectors run; by default all but the last, as in
+            dense and convolutional kernels of Flax and Haiku.
         sort: Whether to sort each vector.
         subset: Places of a single vector to mark in black, such as a random partition (Figure 4,
             right): indices, or a boolean mask.
@@ -49,8 +51,8 @@ def profile(
 
     Raises:
         TypeError: If `weights` is not an array of real numbers.
-        ValueError: If the rule does not know the parameter, or it has no weight vectors; if
-            `subset` is given for more than one vector, or is out of range.
+        ValueError: If `weights` does not have the axes; if `subset` is given for more than one
+            vector, or is out of range.
 
     Example:
         >>> import jax, p2t_jax as p2t, p2t_jax.plots
@@ -200,7 +202,7 @@ def weight_vector(
 
 
 def connections(
-    weights: Any, *, vectors: VectorSpec = "flax", ax: Axes | None = None, **options: Any
+    weights: Any, *, vectors: VectorAxes = None, ax: Axes | None = None, **options: Any
 ) -> Axes:
     """Draws a weight matrix as a heat map with zeros left blank: its connections (Figure 13).
 
@@ -210,7 +212,8 @@ def connections(
 
     Args:
         weights: A parameter of any rank.
-        vectors: Which axes form weight vectors: a rule or axes.
+        vectors: The axis or axes along which weight vectors run; by default all but the last, as in
+            dense and convolutional kernels of Flax and Haiku.
         ax: Where to draw.
         **options: For `Axes.imshow`: `cmap`, `vmin`, `vmax`.
 
@@ -219,7 +222,7 @@ def connections(
 
     Raises:
         TypeError: If `weights` is not an array of real numbers.
-        ValueError: If the rule does not know the parameter, or it has no weight vectors.
+        ValueError: If `weights` does not have the axes.
 
     Example:
         >>> import jax, p2t_jax as p2t, p2t_jax.plots

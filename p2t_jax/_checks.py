@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from p2t_jax._host.internals import is_traced
+
 
 def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | None:
     """The value of a hyperparameter, or None as long as it is traced.
@@ -33,7 +35,7 @@ def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | Non
         raise TypeError(f"{name}: expected {expected}, got {value!r}.")
     if np.ndim(value):
         raise ValueError(f"{name}: expected a single number, got an array of shape {value.shape}.")
-    return None if isinstance(value, jax.core.Tracer) else float(value)
+    return None if is_traced(value) else float(value)
 
 
 def ratio(name: str, value: Any) -> None:

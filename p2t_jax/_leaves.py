@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import NamedSharding, PartitionSpec
 
+from p2t_jax._host.internals import is_traced
 from p2t_jax._vectors import Path, VectorSpec, named_leaves, pair, show, vector_axes
 
 Axes: TypeAlias = tuple[int, ...]
@@ -239,7 +240,7 @@ def sharded_like(array: jax.Array, other: jax.Array) -> jax.Array:
 
 def placed_like(leaf: Any, new: Any) -> Any:
     """`new` on the devices of `leaf`, with its sharding."""
-    if isinstance(leaf, jax.core.Tracer):
+    if is_traced(leaf):
         sharding: Any = jax.typeof(leaf).sharding
         return new if jax.typeof(new).sharding.spec == sharding.spec else jax.reshard(new, sharding)
     if isinstance(leaf, jax.Array) and leaf.committed:

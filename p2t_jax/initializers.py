@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _checks, _leaves
+from p2t_jax._host.internals import is_traced
 from p2t_jax._leaves import Leaf
 from p2t_jax._vectors import Path, VectorSpec, is_bias
 
@@ -117,7 +118,7 @@ def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) ->
         )
     if gain is not None:
         _check_gain(gain)
-        if not isinstance(given, jax.core.Tracer) and not given.any(axis=-1).all():
+        if not is_traced(given) and not given.any(axis=-1).all():
             raise ValueError("profile: cannot be scaled by a gain, because it is all zeros.")
     rows = jnp.sort(given.reshape(-1, given.shape[-1]), axis=-1)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _leaves
+from p2t_jax._host.internals import is_traced
 from p2t_jax._vectors import VectorSpec
 
 
@@ -54,7 +55,7 @@ def permutation_of(
         initial = _leaves.placed_like(leaf.array, initial)
         rows = (_leaves.to_rows(_bits(array), leaf.axes) for array in (leaf.array, initial))
         source = _sources(*rows)
-        if not isinstance(source, jax.core.Tracer) and (source < 0).any():
+        if not is_traced(source) and (source < 0).any():
             raise ValueError(
                 f"params: {leaf.name} is not a permutation of its initial weights. Training adds "
                 "updates, which rounds: pass permuted_params(state, params)."

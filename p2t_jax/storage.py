@@ -17,6 +17,7 @@ import numpy.typing as npt
 import optax
 
 from p2t_jax import _leaves
+from p2t_jax._host.internals import is_traced
 from p2t_jax._host.sharing import share
 from p2t_jax._leaves import Leaf
 from p2t_jax._vectors import VectorSpec
@@ -245,7 +246,7 @@ def _on_host(name: str, leaves: Sequence[Leaf]) -> list[Leaf]:
     on_host = []
     for leaf in leaves:
         array = leaf.array
-        if isinstance(array, jax.core.Tracer):
+        if is_traced(array):
             raise TypeError(
                 f"{name}: {leaf.name} is traced, but bytes are made of values. Call pack and "
                 "unpack outside of jit, vmap and grad."

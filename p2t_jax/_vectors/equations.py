@@ -5,9 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.extend.core import Literal
 
+from p2t_jax._host.internals import is_literal, is_traced
 from p2t_jax._vectors import uses as meaning
 from p2t_jax._vectors.origins import (
     CONDITIONAL,
@@ -30,7 +29,7 @@ def constant(const: Any) -> Value:
     """A constant: known to be 0 to n - 1 along an axis, as a one-hot encoding compares with."""
     shape = np.shape(const)
     long = [axis for axis, n in enumerate(shape) if n > 1]
-    if len(long) != 1 or np.size(const) > 10**6 or isinstance(const, Tracer):
+    if len(long) != 1 or np.size(const) > 10**6 or is_traced(const):
         return CONSTANT
     if not jnp.issubdtype(const.dtype, np.number):
         return CONSTANT
@@ -109,7 +108,7 @@ def _slice(eqn: Any, ins: list[Value], uses: Uses) -> Value:
 
 def _dynamic_slice(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     value, *indices = ins
-    where = str([var.val if isinstance(var, Literal) else "?" for var in eqn.invars[1:]])
+    where = str([var.val if is_literal(var) else "?" for var in eqn.invars[1:]])
     out = meaning.sliced(value, shape_of(eqn.outvars[0]), shape_of(eqn.invars[0]), where)
     return meaning.looked_up(out, any(v.depends for v in indices), uses)
 

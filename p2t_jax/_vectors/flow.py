@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jax.extend.core import Literal
-
+from p2t_jax._host.internals import is_literal
 from p2t_jax._vectors import uses as meaning
 from p2t_jax._vectors.control import CONTROL
 from p2t_jax._vectors.equations import RULES, broadcast_ones, constant
@@ -43,7 +42,7 @@ class Flow:
         known.update(zip(jaxpr.invars, values, strict=True))
 
         def read(var: Any) -> Value:
-            return constant(var.val) if isinstance(var, Literal) else known[var]
+            return constant(var.val) if is_literal(var) else known[var]
 
         for eqn in jaxpr.eqns:
             outs = self._apply(eqn, [read(var) for var in eqn.invars])

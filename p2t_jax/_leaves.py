@@ -125,10 +125,7 @@ def entries(name: str, spec: Any, params: Any) -> list[Any]:
     Raises:
         ValueError: If the trees do not match.
     """
-    try:
-        return [entry for _, _, entry in pair(spec, params, ())]
-    except ValueError as error:
-        raise ValueError(f"{name}: must be a tree that matches params: {error}") from None
+    return [entry for _, _, entry in pair(spec, params, name)]
 
 
 def dtype_of(leaf: Any) -> np.dtype[Any]:

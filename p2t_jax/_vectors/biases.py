@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from p2t_jax._vectors.match import axes_of
-from p2t_jax._vectors.paths import Axes, Path, VectorRule
+from p2t_jax._vectors.paths import AxesLike, Path, VectorRule
 
 # What frameworks call a bias; also b1 of a flat tree and bias_hh of a recurrent layer.
 _NAME = re.compile(r".*bias.*|b_?\d*")
@@ -51,7 +51,7 @@ class _WithBiases:
 
     vectors: VectorRule | str
 
-    def __call__(self, path: Path, leaf: Any) -> Axes:
+    def __call__(self, path: Path, leaf: Any) -> AxesLike:
         if np.ndim(leaf) == 1 and is_bias(path, leaf):
             return (0,)
         return axes_of(self.vectors, path, leaf)

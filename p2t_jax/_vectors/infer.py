@@ -60,7 +60,7 @@ def infer_vectors(
     fallback = (
         [None] * len(leaves)
         if otherwise is None
-        else [spec for *_, spec in pair(otherwise, params)]
+        else [spec for *_, spec in pair(otherwise, params, "otherwise")]
     )
     found: list[tuple[int, ...] | None] = []
     unknown = []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from p2t_jax._vectors.ask import UnknownVectorsError
-from p2t_jax._vectors.paths import Axes, Path, layer_class
+from p2t_jax._vectors.paths import AxesLike, Path, layer_class
 
 # What Linen (ScanBlock_0, VmapBlock_0) and Haiku call a stack of layers that got no name.
 STACK_MARK = re.compile(r"\b(Scan|Vmap)(?=[A-Z])|__layer_stack")
@@ -29,7 +29,7 @@ _MAYBE_NORM = re.compile(r"norm|^(ln|bn|gn|rms)_?\d*$")
 _MAYBE_TRANSPOSED = re.compile(r"trans|deconv|upconv|up_conv|conv_?up|tconv|convt")
 
 
-def flax_vectors(path: Path, leaf: Any) -> Axes:
+def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     """The rule for Flax, Linen and nnx: a kernel's inputs precede its outputs.
 
     The first line that fits decides. *Module* is the closest name before the parameter's own that
@@ -90,7 +90,7 @@ def flax_vectors(path: Path, leaf: Any) -> Axes:
     raise _unknown("flax_vectors", path, leaf)
 
 
-def _flax_convolution(path: Path, shape: tuple[int, ...], module: str) -> Axes:
+def _flax_convolution(path: Path, shape: tuple[int, ...], module: str) -> AxesLike:
     rank, sizes = len(shape), shape[:-2]
     own_name = next((n for n in reversed("/".join(path).split("/")[:-1]) if not n.isdigit()), "")
     if re.fullmatch(r"ConvLocal_\d+", own_name):
@@ -109,7 +109,7 @@ def _flax_convolution(path: Path, shape: tuple[int, ...], module: str) -> Axes:
     return None
 
 
-def _flax_attention(path: Path, shape: tuple[int, ...], module: str) -> Axes:
+def _flax_attention(path: Path, shape: tuple[int, ...], module: str) -> AxesLike:
     names = "/".join(path).split("/")
     if not re.search("att|mha", "/".join(path).lower()):
         return None
@@ -126,7 +126,7 @@ def _one_size(sizes: tuple[int, ...]) -> bool:
     return len(set(sizes) - {1}) <= 1
 
 
-def equinox_vectors(path: Path, leaf: Any) -> Axes:
+def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
     """The rule for Equinox, whose weights have their outputs first.
 
     Where the tree has its modules, as `eqx.filter(model, eqx.is_array)` has, the classes of
@@ -187,7 +187,7 @@ def equinox_vectors(path: Path, leaf: Any) -> Axes:
     raise _unknown("equinox_vectors", path, leaf)
 
 
-def _equinox_layer(path: Path, leaf: Any, layer: Any) -> Axes:
+def _equinox_layer(path: Path, leaf: Any, layer: Any) -> AxesLike:
     """The axes of a parameter of one of Equinox's own layers."""
     kind, name, rank = layer_class(layer), path[-1], np.ndim(leaf)
     if not name.startswith("weight") or kind not in (
@@ -201,7 +201,7 @@ def _equinox_layer(path: Path, leaf: Any, layer: Any) -> Axes:
     return _all_but(0, rank)
 
 
-def haiku_vectors(path: Path, leaf: Any) -> Axes:
+def haiku_vectors(path: Path, leaf: Any) -> AxesLike:
     """The rule for Haiku: inputs precede outputs, except in a transposed convolution.
 
     The first line that fits decides; *module* is the last part of Haiku's module name.

@@ -11,8 +11,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 
 from p2t_jax import _leaves
-from p2t_jax._vectors import Axes as VectorAxes
-from p2t_jax._vectors import VectorSpec
+from p2t_jax._vectors import AxesLike, VectorSpec
 from p2t_jax.plots import _inputs
 from p2t_jax.plots._inputs import Array
 
@@ -20,7 +19,7 @@ from p2t_jax.plots._inputs import Array
 def profile(
     weights: Any,
     *,
-    vectors: VectorAxes = None,
+    vectors: AxesLike = None,
     sort: bool = True,
     subset: Any = None,
     max_points: int = 100_000,
@@ -202,7 +201,7 @@ def weight_vector(
 
 
 def connections(
-    weights: Any, *, vectors: VectorAxes = None, ax: Axes | None = None, **options: Any
+    weights: Any, *, vectors: AxesLike = None, ax: Axes | None = None, **options: Any
 ) -> Axes:
     """Draws a weight matrix as a heat map with zeros left blank: its connections (Figure 13).
 

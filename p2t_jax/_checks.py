@@ -11,19 +11,19 @@ from p2t_jax._host.internals import is_traced
 
 
 def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | None:
-    """The value of a hyperparameter, or None as long as it is traced.
+    """The value of a hyperparameter, or None if it is traced.
 
     Args:
         name: what the argument is called, for the error.
         value: an int, a float or a scalar array.
-        schedule: whether the argument may be a schedule, too, for the error.
+        schedule: whether the argument may also be a schedule, for the error.
 
     Returns:
-        The value as a float; None for a tracer, of which only type and shape show.
+        The value as a float; None if it is traced, when only its type and shape are known.
 
     Raises:
-        TypeError: If it is no real number.
-        ValueError: If it is an array of more than one.
+        TypeError: If it is not a real number.
+        ValueError: If it is not a scalar.
     """
     is_array = isinstance(value, np.generic | np.ndarray | jax.Array)
     if is_array:
@@ -39,11 +39,11 @@ def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | Non
 
 
 def ratio(name: str, value: Any) -> None:
-    """Refuses a number outside (0, 1], where it shows.
+    """Refuses a number outside (0, 1], unless it is traced.
 
     Raises:
-        TypeError: If it is no real number.
-        ValueError: If it is outside (0, 1], or an array of more than one.
+        TypeError: If it is not a real number.
+        ValueError: If it is outside (0, 1], or not a scalar.
     """
     number = real_scalar(name, value, schedule=True)
     if number is not None and not 0 < number <= 1:
@@ -51,7 +51,7 @@ def ratio(name: str, value: Any) -> None:
 
 
 def random_key(name: str, key: Any) -> jax.Array:
-    """A typed key of `jax.random`, from anything that stands for one.
+    """A typed key of `jax.random`, from a key of either kind or a seed.
 
     Args:
         name: what the argument is called, for the error.

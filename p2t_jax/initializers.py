@@ -119,7 +119,7 @@ def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) ->
     if gain is not None:
         _check_gain(gain)
         if not is_traced(given) and not given.any(axis=-1).all():
-            raise ValueError("profile: cannot be scaled by a gain, because it is all zeros.")
+            raise ValueError("profile: cannot be scaled by a gain, being all zeros.")
     rows = jnp.sort(given.reshape(-1, given.shape[-1]), axis=-1)
 
     def init(key: Any, shape: Any, dtype: Any = None) -> jax.Array:

@@ -21,7 +21,8 @@ def prune(
 ) -> optax.Params:
     """Sets weights to zero at random and keeps exactly `round(keep * size)` of them.
 
-    A zero weight is no connection, so permuting the weights rewires the network (Section 4.4).
+    A weight of zero is a missing connection, so permuting the weights rewires the network
+    (Section 4.4).
 
     Args:
         key: A key of `jax.random`, or an integer seed.
@@ -104,8 +105,8 @@ class KeepZerosState(NamedTuple):
 def keep_zeros(*, vectors: VectorSpec = "flax") -> optax.GradientTransformation:
     """Keeps zero weights zero: trains a sparse network without new connections.
 
-    Chain it after an optimizer: it sets the updates of those weights to zero that were zero in
-    `init`. Parameters without weight vectors are trained, zero or not.
+    Chain it after an optimizer: it sets the updates of weights that were zero in `init` to
+    zero. Parameters without weight vectors are trained, zero or not.
 
     Args:
         vectors: Which axes form weight vectors, see `laperm`.

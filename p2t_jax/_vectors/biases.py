@@ -22,14 +22,14 @@ def is_bias(path: Path, leaf: Any) -> bool:
 def with_biases(vectors: VectorRule | str = "flax") -> VectorRule:
     """A rule that permutes biases, too: each bias is a weight vector of its own (Section 5.1).
 
-    A bias is a parameter of rank 1 that is called so (`bias`, `b`, `b1`), or an unnamed one. All
-    other parameters are left to the rule; so are biases that the rule knows.
+    A bias is a parameter of rank 1 with such a name (`bias`, `b`, `b1`), or an unnamed one. The
+    rule decides about all other parameters.
 
     Args:
         vectors: the rule for all other parameters, or its name.
 
     Returns:
-        A rule `(path, leaf) -> axes`, for `sgperm` and all that takes `vectors`.
+        A rule `(path, leaf) -> axes`, for every argument `vectors`.
 
     Raises:
         TypeError: If `vectors` is not a rule.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2t_jax._host.internals import is_literal, is_traced
+from p2t_jax._vectors import sums
 from p2t_jax._vectors import uses as meaning
 from p2t_jax._vectors.origins import (
     CONDITIONAL,
@@ -175,12 +176,12 @@ def _dot_general(eqn: Any, ins: list[Value], uses: Uses) -> Value:
         {i: j for j, i in enumerate(order[1])}
         | {i: len(order[0]) + j for j, i in enumerate(free[1])},
     )
-    return meaning.contraction(ins[0], ins[1], contracted, places, rank_of(eqn.outvars[0]), uses)
+    return sums.contraction(ins[0], ins[1], contracted, places, rank_of(eqn.outvars[0]), uses)
 
 
 def _ragged(eqn: Any, left: Value, right: Value, contracted: Any, uses: Uses) -> Value:
     rank = rank_of(eqn.outvars[0])
-    return meaning.contraction(left, right, contracted, ({}, {}), rank, uses)
+    return sums.contraction(left, right, contracted, ({}, {}), rank, uses)
 
 
 def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
@@ -194,7 +195,7 @@ def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     image_dims = tuple(numbers.lhs_spec[1:])
     kernel_dims = tuple(numbers.rhs_spec[1:])
     rank = rank_of(eqn.outvars[0])
-    return meaning.contraction(image, kernel, (image_dims, kernel_dims), ({}, {}), rank, uses)
+    return sums.contraction(image, kernel, (image_dims, kernel_dims), ({}, {}), rank, uses)
 
 
 def resized(value: Value, old: Sequence[int], new: Sequence[int]) -> Value:

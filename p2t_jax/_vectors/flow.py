@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from p2t_jax._host.internals import is_literal
+from p2t_jax._vectors import sums
 from p2t_jax._vectors import uses as meaning
 from p2t_jax._vectors.control import CONTROL
 from p2t_jax._vectors.equations import RULES, broadcast_ones, constant
@@ -18,7 +19,7 @@ class Flow:
     def __init__(self) -> None:
         self.uses = Uses()
         self._seen: dict[Any, tuple[tuple[Value, ...], frozenset[Use]]] = {}
-        self._alive: list[Any] = []  # or an id might come again
+        self._alive: list[Any] = []  # keeps ids unique: one may be used again after its object
 
     def run(self, closed: Any, values: Sequence[Value]) -> list[Value]:
         """What a program makes of values; where it repeats, it is not walked through again."""
@@ -52,12 +53,12 @@ class Flow:
     def _apply(self, eqn: Any, ins: list[Value]) -> list[Value]:
         name, outs = eqn.primitive.name, len(eqn.outvars)
         if name.startswith(NOISE):
-            return [CONSTANT] * outs  # Noise is no input.
+            return [CONSTANT] * outs  # Noise is not an input.
         if name not in _LOOKED_INTO and not any(v.origins for v in ins):
             return [DATA if any(v.depends for v in ins) else CONSTANT] * outs
         try:
             known = self._known(name, eqn, ins)
-        except (AttributeError, KeyError):  # Another version of JAX may describe it otherwise.
+        except (AttributeError, KeyError):  # Another version of JAX may describe it differently.
             known = None
         return meaning.swallowed(name, ins, outs, self.uses) if known is None else known
 
@@ -71,13 +72,13 @@ class Flow:
         if name in ELEMENTWISE:
             return [meaning.elementwise(name, broadcast_ones(eqn, ins), self.uses)]
         if name in REDUCTIONS:
-            return [meaning.reduced(name, ins[0], eqn.params["axes"], self.uses)]
+            return [sums.reduced(name, ins[0], eqn.params["axes"], self.uses)]
         if len(eqn.outvars) == len(ins) and name in COLLECTIVES:
             return [meaning.elementwise(name, [value], self.uses) for value in ins]
         return ins if len(eqn.outvars) == len(ins) and name in IDENTITY else None
 
 
-# What values without origins in parameters may get one-hot encodings from, and programs.
+# Where values without origins in parameters matter: one-hot encodings, and what has a program.
 _LOOKED_INTO = {*CALLS, *CONTROL, *RULES, "eq"}
 
 

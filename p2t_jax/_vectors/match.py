@@ -122,8 +122,8 @@ def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
 class VectorAxes(NamedTuple):
     """The axes of a tree's weight vectors, as an optimizer state remembers them.
 
-    It is part of the state's structure, not an array, and holds one string, so that it can be
-    compared, pickled and serialized by anything, and nobody can change it. It is a rule, too:
+    It is part of the state's structure, not an array. It holds one immutable string, so that
+    everything can compare, pickle and serialize it. It is also a rule:
     `walk(weights, state.vectors)` gives the leaves with the axes that they had.
 
     `optax.tree.map_params` initializes the state once more, with a placeholder for the parameters,

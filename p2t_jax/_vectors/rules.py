@@ -1,6 +1,6 @@
 """Rules by name, for when there is no function to infer from: Flax, Equinox and Haiku.
 
-They ask where a name and a shape fit more than one layer, and are never to be wrong.
+Where a name and a shape fit more than one layer, a rule asks: it must never be wrong.
 """
 
 import re
@@ -51,11 +51,12 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     anything else                                         2+    *error*: which axes?
     ====================================================  ====  ====================================
 
-    A convolution is asked for if its name says transposed, depthwise or local, or if its sizes are
-    neither equal nor 1, which a stack of smaller ones has, too. Attention is one of Linen's own
-    names (`MultiHeadDotProductAttention_0`), or a kernel in which heads times their size is the
-    number of features. A stack of layers under a name of your own looks like a single layer with
-    one more dimension: use `infer_vectors`, or wrap the rule in `stacked` for such paths.
+    The rule asks about a convolution whose name says transposed, depthwise or local, and about
+    one whose sizes are neither equal nor 1, since a stack of smaller ones looks the same. Attention
+    is one of Linen's own names (`MultiHeadDotProductAttention_0`), or a kernel in which heads times
+    their size is the number of features. A stack of layers under a name of your own looks like a
+    single layer with one more dimension: use `infer_vectors`, or wrap the rule in `stacked` for
+    such paths.
 
     Args:
         path: The parameter's path in plain names.
@@ -65,7 +66,7 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
         The axes of a weight vector, or None.
 
     Raises:
-        ValueError: If name and shape do not tell where the vectors lie.
+        ValueError: If name and shape do not determine the axes.
 
     Example:
         >>> flax_vectors(("Conv_0", "kernel"), np.zeros((3, 3, 8, 16)))
@@ -122,7 +123,7 @@ def _flax_attention(path: Path, shape: tuple[int, ...], module: str) -> AxesLike
 
 
 def _one_size(sizes: tuple[int, ...]) -> bool:
-    """Whether these may be the sizes of a kernel, but not a stack's and those of its layers."""
+    """Whether all sizes but 1 are equal: those of a kernel, not of a stack and its layers."""
     return len(set(sizes) - {1}) <= 1
 
 
@@ -132,7 +133,7 @@ def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
     Where the tree has its modules, as `eqx.filter(model, eqx.is_array)` has, the classes of
     Equinox's layers decide: `Linear`, `Conv`, `ConvTranspose`, `GRUCell`, `LSTMCell`, or a
     subclass, have weight vectors, all but axis 0 of their weights; `Embedding` and normalizations
-    have none. Else, and for parameters of modules of your own, the first line that fits decides;
+    have none. Otherwise, and for modules of your own, the first line that fits decides;
     *module* as in `flax_vectors`.
 
     ====================================================  ====  ====================================
@@ -149,7 +150,7 @@ def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
     ====================================================  ====  ====================================
 
     Convolutions that `eqx.filter_vmap` has stacked look like convolutions of one more dimension:
-    they are asked for, unless their sizes happen to be equal.
+    the rule asks about them, unless their sizes happen to be equal.
 
     Args:
         path: The parameter's path in plain names.
@@ -159,7 +160,7 @@ def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
         The axes of a weight vector, or None.
 
     Raises:
-        ValueError: If name and shape do not tell where the vectors lie.
+        ValueError: If name and shape do not determine the axes.
 
     Example:
         >>> equinox_vectors(("mlp", "layers", "0", "weight"), np.zeros((16, 8)))
@@ -226,7 +227,7 @@ def haiku_vectors(path: Path, leaf: Any) -> AxesLike:
         The axes of a weight vector, or None.
 
     Raises:
-        ValueError: If name and shape do not tell where the vectors lie.
+        ValueError: If name and shape do not determine the axes.
 
     Example:
         >>> haiku_vectors(("net/~/conv2_d_transpose", "w"), np.zeros((3, 3, 16, 8)))
@@ -262,7 +263,7 @@ def _refuse_stack(rule: str, path: Path, leaf: Any) -> None:
     """Stops where an axis of a kernel may be that of a stack."""
     if np.ndim(leaf) > 2 and any(map(STACK_MARK.search, path)):
         name = rule.removesuffix("_vectors")
-        why = f'by its path it may be in a stack of layers; if so, p2t_jax.stacked("{name}") is it'
+        why = f'its path may mean a stack of layers; if it does, use p2t_jax.stacked("{name}")'
         raise UnknownVectorsError(rule, path, leaf, why)
 
 

@@ -183,7 +183,7 @@ def test_a_rule_that_asks_too_leaves_the_question():
 def test_answers_that_a_leaf_cannot_have():
     with pytest.raises(ValueError, match=r"axes 2 for unused/0 of shape \(5, 2\)"):
         p2t.infer_vectors(bad, BAD, X, otherwise={**BAD, "filter": 0, "tied": 0, "unused": 2})
-    with pytest.raises(ValueError, match="^otherwise: does not match params"):
+    with pytest.raises(ValueError, match=r"^otherwise: does not match params"):
         p2t.infer_vectors(bad, BAD, X, otherwise={"tied": 0})
     with pytest.raises(ValueError, match=r"expected .flax"):
         p2t.infer_vectors(bad, BAD, X, otherwise="flaks")

@@ -114,7 +114,7 @@ def test_between_synchronizations_updates_pass_through():
         np.testing.assert_array_equal(out["kernel"], updates["kernel"])
 
 
-def test_what_is_no_weight_vector_is_left_to_the_inner_optimizer():
+def test_other_parameters_are_left_to_the_inner_optimizer():
     rng = np.random.default_rng(2)
     params = {
         "Dense_0": {"kernel": jnp.asarray(rng.normal(size=(5, 3))), "bias": jnp.ones(3)},

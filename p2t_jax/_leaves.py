@@ -147,6 +147,12 @@ def wide(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
 
+def bits(array: Any) -> jax.Array:
+    """The bits of weights as integers: equal only if the weights are identical."""
+    array = jnp.asarray(array)
+    return jax.lax.bitcast_convert_type(array, f"int{8 * array.dtype.itemsize}")
+
+
 def mismatch(name: str, path: Path, leaf: Any, param: Any) -> ValueError:
     """The error for a tree with a leaf that does not fit the parameter in its place."""
 

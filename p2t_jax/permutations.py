@@ -1,6 +1,6 @@
 """Permutations as arrays of sources: which weight moved where."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def permutation_of(
             sources.append(None)
             continue
         initial = _leaves.placed_like(leaf.array, initial)
-        rows = (_leaves.to_rows(_bits(array), leaf.axes) for array in (leaf.array, initial))
+        rows = (_leaves.to_rows(_leaves.bits(array), leaf.axes) for array in (leaf.array, initial))
         source = _sources(*rows)
         if not is_traced(source) and (source < 0).any():
             raise ValueError(
@@ -62,11 +62,6 @@ def permutation_of(
             )
         sources.append(source)
     return jax.tree.unflatten(jax.tree.structure(params), sources)
-
-
-def _bits(array: Any) -> jax.Array:
-    array = jnp.asarray(array)
-    return jax.lax.bitcast_convert_type(array, f"int{8 * array.dtype.itemsize}")
 
 
 @jax.jit

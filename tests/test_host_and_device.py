@@ -102,3 +102,37 @@ def test_any_bit_pattern(dtype, host_calls):
     patterns[is_nan] = patterns[is_nan] & unsigned.type(sign) | nan
     phi = patterns.view(dtype)
     both_ways(phi, phi, 1, dtype, host_calls)
+
+
+def test_the_door_to_the_host_is_pure_callback():
+    """As the README promises; with one CPU device in the process no exception is made."""
+    called = helpers.in_a_new_process(
+        """
+import jax
+calls, pure_callback = [], jax.pure_callback
+jax.pure_callback = lambda *args, **kwargs: calls.append(1) or pure_callback(*args, **kwargs)
+
+import helpers, jax.numpy as jnp, optax, p2t_jax as p2t
+params = {"kernel": jnp.arange(60.0).reshape(20, 3) / 60}
+for tx in (p2t.laperm(optax.sgd(0.1), 1), p2t.sgperm(0), p2t.sgperm(0, host_callback=False)):
+    before = len(calls)
+    state = tx.init(params)
+    jax.block_until_ready(jax.jit(tx.update)(params, state, params))
+    print(len(calls) - before)
+""",
+        XLA_FLAGS="",
+    )
+    assert called.split() == ["2", "1", "0"]  # LAPerm sorts in init
+
+
+@pytest.mark.parametrize("weights", [1, 100, 500])
+def test_very_large_parameters_are_done_piecewise(weights, name, monkeypatch):
+    """With the limit moved down: every parameter of the suite is as large as that."""
+    from p2t_jax._host import per_row
+
+    params, _, exact = helpers.expected(name)
+    monkeypatch.setattr(per_row, "WEIGHTS_PER_CALLBACK", weights)
+    tx = helpers.OPTIMIZERS[name]()  # anew, since programmes are compiled once for each
+    trained, state = helpers.train_jit(tx)
+    helpers.assert_identical(trained, params)
+    helpers.assert_identical(p2t.permuted_params(state, trained), exact)

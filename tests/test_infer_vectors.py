@@ -189,7 +189,7 @@ def test_answers_that_a_leaf_cannot_have():
         p2t.infer_vectors(bad, BAD, X, otherwise="flaks")
 
 
-def test_inputs_that_are_closed_over_are_no_inputs():
+def test_what_is_closed_over_is_not_an_input():
     x = jnp.ones((8, 4))
     with pytest.raises(ValueError, match=r"^inputs: expected arrays.*got \(True,\)"):
         p2t.infer_vectors(lambda w, train: x @ w, shape(4, 3), True)

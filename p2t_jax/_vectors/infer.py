@@ -94,7 +94,7 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any) -> dict[int, list[U
 
     if not traced:
         raise ValueError(
-            "inputs: expected the other arguments of fn, arrays or their shapes, got "
+            "inputs: expected arrays, or their shapes, as the other arguments of fn, got "
             f"{inputs!r}. What fn closes over counts as a constant."
         )
     closed = jax.make_jaxpr(flat)(arrays, traced)

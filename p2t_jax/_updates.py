@@ -55,7 +55,7 @@ class Step(NamedTuple):
 
 
 def take_apart(updates: Any, weights: Any, vectors: VectorAxes, params: Any) -> Step:
-    """Check the arguments of `update` against each other, and find the weight vectors.
+    """Checks the arguments of `update` against each other, and finds the weight vectors.
 
     Args:
         updates: the proposed updates.

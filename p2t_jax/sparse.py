@@ -25,13 +25,13 @@ def prune(
     (Section 4.4).
 
     Args:
-        key: A key of `jax.random`, or an integer seed.
-        params: The initial parameters.
-        keep: The fraction of its weights that each layer keeps, in (0, 1]; or a tree of fractions
+        key: a key of `jax.random`, or an integer seed.
+        params: the initial parameters.
+        keep: the fraction of its weights that each layer keeps, in (0, 1]; or a tree of fractions
             that is a prefix of `params`, with None for layers that are not pruned. Neurons of a
             layer may keep different numbers of weights.
-        overall: Keeps this fraction of all weights together, at random over the layers.
-        vectors: Which axes form weight vectors, see `laperm`. Other parameters are not pruned.
+        overall: keeps this fraction of all weights together, at random over the layers.
+        vectors: which axes form weight vectors, see `laperm`. Other parameters are not pruned.
 
     Returns:
         A tree like `params` with the same dtypes and shardings. Its arrays are JAX arrays, and
@@ -96,7 +96,7 @@ class KeepZerosState(NamedTuple):
     """State of `keep_zeros`.
 
     Attributes:
-        pruned: Booleans in a tree like the parameters: which weights were zero in `init`.
+        pruned: booleans in a tree like the parameters: which weights were zero in `init`.
     """
 
     pruned: Any
@@ -109,7 +109,7 @@ def keep_zeros(*, vectors: VectorSpec = "flax") -> optax.GradientTransformation:
     zero. Parameters without weight vectors are trained, zero or not.
 
     Args:
-        vectors: Which axes form weight vectors, see `laperm`.
+        vectors: which axes form weight vectors, see `laperm`.
 
     Returns:
         A gradient transformation with a `KeepZerosState`.

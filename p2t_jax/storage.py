@@ -47,10 +47,10 @@ def pack(
     format.
 
     Args:
-        params: The parameters, NumPy or JAX arrays, sharded or not. Every weight vector is exactly
+        params: the parameters, NumPy or JAX arrays, sharded or not. Every weight vector is exactly
             a permutation of the initial one, as in `permuted_params(state, params)`.
-        initial_params: The parameters before training; of the same structure, shapes and dtypes.
-        vectors: Which axes form weight vectors, as given to `laperm`.
+        initial_params: the parameters before training; of the same structure, shapes and dtypes.
+        vectors: which axes form weight vectors, as given to `laperm`.
 
     Returns:
         The bytes, for `unpack`.
@@ -117,9 +117,9 @@ def unpack(
     """The parameters that `pack` was given.
 
     Args:
-        data: What `pack` returned.
-        initial_params: As given to `pack`. Only the values of weight vectors matter, in any order.
-        vectors: As given to `pack`.
+        data: what `pack` returned.
+        initial_params: as given to `pack`. Only the values of weight vectors matter, in any order.
+        vectors: as given to `pack`.
 
     Returns:
         A tree like `initial_params`. Each leaf has the shape, dtype, type (NumPy or JAX) and

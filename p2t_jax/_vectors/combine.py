@@ -45,8 +45,8 @@ def named_vectors(
     that fit, the longest decides.
 
     Args:
-        table: For each name the axes, None for what is not permuted, or a rule or its name.
-        otherwise: The same for all other parameters.
+        table: for each name the axes, None for what is not permuted, or a rule or its name.
+        otherwise: the same for all other parameters.
 
     Returns:
         The rule. If nothing in a tree has one of the names, resolving it is an error.
@@ -105,10 +105,10 @@ def stacked(rule: VectorRule | str, axis: int = 0) -> VectorRule:
     it for the paths of the stack only: elsewhere it would take a parameter's own axis for it.
 
     Args:
-        rule: The rule of a single layer, or its name. Linen's `Scan`/`Vmap` and Haiku's
+        rule: the rule of a single layer, or its name. Linen's `Scan`/`Vmap` and Haiku's
             `__layer_stack`, where they are the only sign of the stack, are taken off the path it is
             given.
-        axis: The stack's axis in the parameter.
+        axis: the stack's axis in the parameter.
 
     Returns:
         The rule of the stack.

@@ -46,8 +46,8 @@ def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None,
     without leaves (`optax.MaskedNode()`, None) fits anything and yields nothing.
 
     Args:
-        vectors: The spec.
-        tree: Parameters, or anything of their structure, shapes and dtypes.
+        vectors: the spec.
+        tree: parameters, or anything of their structure, shapes and dtypes.
 
     Returns:
         For each of `jax.tree.leaves(tree)` the axes, non-negative and ascending, or None.

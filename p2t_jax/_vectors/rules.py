@@ -59,8 +59,8 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     such paths.
 
     Args:
-        path: The parameter's path in plain names.
-        leaf: The parameter, or anything with its `shape`.
+        path: the parameter's path in plain names.
+        leaf: the parameter, or anything with its `shape`.
 
     Returns:
         The axes of a weight vector, or None.
@@ -153,8 +153,8 @@ def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
     the rule asks about them, unless their sizes happen to be equal.
 
     Args:
-        path: The parameter's path in plain names.
-        leaf: The parameter, or anything with its `shape`.
+        path: the parameter's path in plain names.
+        leaf: the parameter, or anything with its `shape`.
 
     Returns:
         The axes of a weight vector, or None.
@@ -220,8 +220,8 @@ def haiku_vectors(path: Path, leaf: Any) -> AxesLike:
     ====================================================  ====  ====================================
 
     Args:
-        path: The parameter's path in plain names.
-        leaf: The parameter, or anything with its `shape`.
+        path: the parameter's path in plain names.
+        leaf: the parameter, or anything with its `shape`.
 
     Returns:
         The axes of a weight vector, or None.

@@ -263,7 +263,7 @@ def _refuse_stack(rule: str, path: Path, leaf: Any) -> None:
     """Stops where an axis of a kernel may be that of a stack."""
     if np.ndim(leaf) > 2 and any(map(STACK_MARK.search, path)):
         name = rule.removesuffix("_vectors")
-        why = f'its path may mean a stack of layers; if it does, use p2t_jax.stacked("{name}")'
+        why = f'by its path it may be in a stack of layers; if so, use p2t_jax.stacked("{name}")'
         raise UnknownVectorsError(rule, path, leaf, why)
 
 

@@ -39,7 +39,7 @@ RowsFunction: TypeAlias = Callable[..., jax.Array]
 
 # Weights per job: enough to hide what a job costs, few enough to share out and to fit a cache.
 _JOB = 1 << 15
-_TOGETHER = 16  # Vectors of a job come in multiples of so many, which a kernel copies together.
+_TOGETHER = 16  # A job has a multiple of this many vectors, which a kernel copies together.
 # Weights per callback: a callback holds several copies of its operands.
 WEIGHTS_PER_CALLBACK = 1 << 22
 
@@ -87,10 +87,10 @@ def _permute_jvp(
     kernel: Kernel, function: Any, axes: tuple[Axes, ...], flat: Any, dots: Any
 ) -> Any:
     results = _permute(kernel, function, axes, *flat)
-    return results, list(map(_moved_alike, axes, flat, results, dots))
+    return results, list(map(_follow, axes, flat, results, dots))
 
 
-def _moved_alike(axes: Axes, values: jax.Array, result: jax.Array, dot: jax.Array) -> jax.Array:
+def _follow(axes: Axes, values: jax.Array, result: jax.Array, dot: jax.Array) -> jax.Array:
     """Permute `dot` as `values` were permuted to give `result`: equal values keep their order."""
     before, after, moved = (_leaves.to_rows(array, axes) for array in (values, result, dot))
     bits = f"uint{8 * values.dtype.itemsize}"

@@ -1,6 +1,7 @@
 """Validation of scalar arguments: real numbers, ratios and random keys."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,6 +39,18 @@ def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | Non
     return None if is_traced(value) else float(value)
 
 
+def hyperparameter(check: Callable[[Any], None], value: Any) -> None:
+    """Checks a hyperparameter, or what a schedule gives as far as that shows without computing.
+
+    JAX may not have been set up yet: a process may still join others.
+    """
+    if callable(value):
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        jax.eval_shape(lambda step: check(value(step)), step)
+    else:
+        check(value)
+
+
 def ratio(name: str, value: Any) -> None:
     """Refuses a number outside (0, 1], unless it is traced.
 
@@ -51,7 +64,7 @@ def ratio(name: str, value: Any) -> None:
 
 
 def random_key(name: str, key: Any) -> jax.Array:
-    """A typed key of `jax.random`, from a key of either kind or a seed.
+    """A typed key of `jax.random`, from anything that stands for one.
 
     Args:
         name: what the argument is called, for the error.
@@ -64,18 +77,42 @@ def random_key(name: str, key: Any) -> jax.Array:
     Raises:
         TypeError: If it is none of these.
     """
-    dtype, shape = getattr(key, "dtype", None), np.shape(key)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        if not shape:
-            return jnp.asarray(key)
-    elif not shape and (
-        isinstance(key, int) if dtype is None else jnp.issubdtype(dtype, jnp.integer)
-    ):
-        if not isinstance(key, bool):
-            return jax.random.key(key)
-    elif dtype == jnp.uint32 and len(shape) == 1:
+    check_key(name, key)
+    if _is_typed(key):
+        return jnp.asarray(key)
+    if np.shape(key):
         with contextlib.suppress(TypeError, ValueError):  # not of the length of a key
             wrapped: jax.Array = jax.random.wrap_key_data(jnp.asarray(key))
             return wrapped
-    given = repr(key) if dtype is None else f"{dtype}{list(shape)}"
-    raise TypeError(f"{name}: expected a key of jax.random or an integer seed, got {given}.")
+        raise _no_key(name, key)
+    return jax.random.key(key)
+
+
+def check_key(name: str, key: Any) -> None:
+    """Refuses what `random_key` does, but computes nothing.
+
+    Raises:
+        TypeError: If it is no key.
+    """
+    dtype, shape = getattr(key, "dtype", None), np.shape(key)
+    if _is_typed(key):
+        is_key = not shape
+    elif shape:
+        is_key = dtype == jnp.uint32 and shape in ((2,), (4,))
+    elif dtype is None:
+        is_key = isinstance(key, int) and not isinstance(key, bool)
+    else:
+        is_key = jnp.issubdtype(dtype, jnp.integer)
+    if not is_key:
+        raise _no_key(name, key)
+
+
+def _is_typed(key: Any) -> bool:
+    dtype = getattr(key, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _no_key(name: str, key: Any) -> TypeError:
+    dtype = getattr(key, "dtype", None)
+    given = repr(key) if dtype is None else f"{dtype}{list(np.shape(key))}"
+    return TypeError(f"{name}: expected a key of jax.random or an integer seed, got {given}.")

@@ -153,7 +153,7 @@ def synchronize(
         ...     optax.clip_by_global_norm(1.0), optax.adam(1e-3), p2t.synchronize(sync_period=20)
         ... )
     """
-    _check_period(sync_period(0) if callable(sync_period) else sync_period)
+    _checks.hyperparameter(_check_period, sync_period)
 
     @_updates.under_any_switch
     def init_fn(params: optax.Params) -> SynchronizeState:

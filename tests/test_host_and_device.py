@@ -76,6 +76,7 @@ def oracle(phi, theta_sorted, axes):
     return np.moveaxis(out.reshape(moved.shape), last, axes)
 
 
+@pytest.mark.filterwarnings("ignore:vectors. the weight vectors of:UserWarning")
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_any_shape(dtype, host_calls):
     rng = np.random.default_rng(0)

@@ -306,7 +306,22 @@ def _lower(
 
 def _batch(*args: jax.Array, axes: Sequence[Axes], **params: Any) -> Any:
     shifted = tuple(tuple(axis + 1 for axis in leaf_axes) for leaf_axes in axes)
-    return _permute_p.bind(*args, axes=shifted, **params)
+    return _permute_p.bind(*map(_mapped_like(args), args), axes=shifted, **params)
+
+
+def _mapped_like(args: Sequence[jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """Splits the mapped axis along explicit mesh axes as the operands that have it do."""
+    shardings: list[Any] = [jax.typeof(x).sharding for x in args]
+    split = next((s for s in shardings if len(s.spec) and s.spec[0] is not None), None)
+
+    def mapped(x: jax.Array) -> jax.Array:
+        if split is None:
+            return x
+        spec = PartitionSpec(split.spec[0], *jax.typeof(x).sharding.spec[1:])
+        resharded: jax.Array = jax.reshard(x, NamedSharding(split.mesh, spec))
+        return resharded
+
+    return mapped
 
 
 def _abstract_eval(*avals: Any, axes: Sequence[Axes], **params: Any) -> Any:

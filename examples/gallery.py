@@ -71,7 +71,7 @@ def loss(params, model, images, labels):
 
 
 def train(model, tx, params, data, steps, *, every=20, seed=0, state=None):
-    """Train; return parameters and state now, and every so many steps (step, accuracy, params)."""
+    """Train; return parameters, state, and (step, accuracy, params) of each evaluation."""
     state = tx.init(params) if state is None else state
     order = np.random.default_rng(seed).integers(len(data[0]), size=(steps, BATCH))
     history = [(0, float(accuracy(model, params, data)), params)]
@@ -123,8 +123,8 @@ def logistic_regression(data, seed):
     initial = model.init(jax.random.key(seed), data[0][:1])
     sgperm = p2t.sgperm(
         seed,
-        aggressiveness=optax.exponential_decay(0.99 * 0.15, 1, 0.99, end_value=0.005),
-        partition_ratio=optax.exponential_decay(0.05 / 0.995, 1, 1 / 0.995, end_value=0.1),
+        aggressiveness=p2t.geometric_schedule(0.15, rate=0.99, limit=0.005),
+        partition_ratio=p2t.geometric_schedule(0.05, rate=1 / 0.995, limit=0.1),
     )
     return [
         train(model, tx, initial, data, 400, every=4, seed=seed)[2]

@@ -24,12 +24,15 @@ from p2t_jax import plots
 
 BATCH = 64
 EVALUATE_EVERY = 20
-OPTIMIZERS = {
-    "Adam": optax.adam(1e-3),
-    "LAPerm": p2t.laperm(optax.adam(1e-3), sync_period=20),
-    # The default, "mean", suits longer weight vectors: here it would let no movement get small.
-    "SGPerm": p2t.sgperm(key=0, lower="smallest"),
-}
+
+
+def make_optimizers(vectors):
+    return {
+        "Adam": optax.adam(1e-3),
+        "LAPerm": p2t.laperm(optax.adam(1e-3), sync_period=20, vectors=vectors),
+        # The default, "mean", suits longer weight vectors: here it would let no movement get small.
+        "SGPerm": p2t.sgperm(key=0, lower="smallest", vectors=vectors),
+    }
 
 
 class MLP(nn.Module):
@@ -61,10 +64,10 @@ def final_params(name, state):
     return state.params if name == "Adam" else p2t.permuted_params(state.opt_state, state.params)
 
 
-def train(name, params, data, steps):
+def train(name, tx, params, data, steps):
     """Train; return the final parameters, [(step, test accuracy)] and milliseconds per step."""
     train_images, test_images, train_labels, test_labels = data
-    state = TrainState.create(apply_fn=MLP().apply, params=params, tx=OPTIMIZERS[name])
+    state = TrainState.create(apply_fn=MLP().apply, params=params, tx=tx)
     jax.block_until_ready(train_step(state, train_images[:BATCH], train_labels[:BATCH]))  # compile
     rng = np.random.default_rng(0)
     curve, seconds = [(0, float(accuracy(params, test_images, test_labels)))], 0.0
@@ -131,10 +134,13 @@ def main():
     data = train_test_split(images, digits.target, test_size=0.25, random_state=0)
     initial_params = MLP().init(jax.random.key(0), images[:1])
 
+    # Which axes form weight vectors, read off the network itself.
+    vectors = p2t.infer_vectors(MLP().apply, initial_params, images[:1])
+
     results = {}
-    for name in OPTIMIZERS:
+    for name, tx in make_optimizers(vectors).items():
         print(f"{steps:,} mini-batches with {name} ...", flush=True)
-        results[name] = train(name, initial_params, data, steps)
+        results[name] = train(name, tx, initial_params, data, steps)
 
     before = weights(initial_params)
     print(
@@ -147,7 +153,7 @@ def main():
         print(f"{name:>6}  {curve[-1][1]:13.1%}   {after.size:15,}   {kept:20,}   {ms:11.2f}")
     print()
     for name, (params, _, _) in results.items():
-        exact = bool(p2t.is_permutation(params, initial_params))
+        exact = bool(p2t.is_permutation(params, initial_params, vectors=vectors))
         print(f"{name}: every weight vector is exactly a permutation of its initial one: {exact}")
 
     draw(results, initial_params, options.output)

@@ -1,7 +1,7 @@
 """Train neural networks by permuting their weights (Qiu & Suda, 2020).
 
-The optimizers `laperm` and `sgperm`, and what a training script needs beside them. Tools of study
-are in `initializers`, `permutations`, `profiles`, `sparse`, `storage` and `plots`. The last one
+The optimizers `laperm` and `sgperm`, and what a training script needs besides them. Study tools are
+in `initializers`, `permutations`, `profiles`, `sparse`, `storage` and `plots`. The last one
 needs Matplotlib and has to be imported: `import p2t_jax.plots`.
 """
 

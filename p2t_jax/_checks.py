@@ -1,27 +1,30 @@
 """Validation of scalar arguments: real numbers, ratios and random keys."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from p2t_jax._host.internals import is_traced
+
 
 def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | None:
-    """The value of a hyperparameter, or None as long as it is traced.
+    """The value of a hyperparameter, or None if it is traced.
 
     Args:
         name: what the argument is called, for the error.
         value: an int, a float or a scalar array.
-        schedule: whether the argument may be a schedule, too, for the error.
+        schedule: whether the argument may also be a schedule, for the error.
 
     Returns:
-        The value as a float; None for a tracer, of which only type and shape show.
+        The value as a float; None if it is traced, when only its type and shape are known.
 
     Raises:
-        TypeError: If it is no real number.
-        ValueError: If it is an array of more than one.
+        TypeError: If it is not a real number.
+        ValueError: If it is not a scalar.
     """
     is_array = isinstance(value, np.generic | np.ndarray | jax.Array)
     if is_array:
@@ -33,15 +36,27 @@ def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | Non
         raise TypeError(f"{name}: expected {expected}, got {value!r}.")
     if np.ndim(value):
         raise ValueError(f"{name}: expected a single number, got an array of shape {value.shape}.")
-    return None if isinstance(value, jax.core.Tracer) else float(value)
+    return None if is_traced(value) else float(value)
+
+
+def hyperparameter(check: Callable[[Any], None], value: Any) -> None:
+    """Checks a hyperparameter, or what a schedule gives as far as that shows without computing.
+
+    JAX may not have been set up yet: a process may still join others.
+    """
+    if callable(value):
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        jax.eval_shape(lambda step: check(value(step)), step)
+    else:
+        check(value)
 
 
 def ratio(name: str, value: Any) -> None:
-    """Refuses a number outside (0, 1], where it shows.
+    """Refuses a number outside (0, 1], unless it is traced.
 
     Raises:
-        TypeError: If it is no real number.
-        ValueError: If it is outside (0, 1], or an array of more than one.
+        TypeError: If it is not a real number.
+        ValueError: If it is outside (0, 1], or not a scalar.
     """
     number = real_scalar(name, value, schedule=True)
     if number is not None and not 0 < number <= 1:
@@ -62,18 +77,42 @@ def random_key(name: str, key: Any) -> jax.Array:
     Raises:
         TypeError: If it is none of these.
     """
-    dtype, shape = getattr(key, "dtype", None), np.shape(key)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        if not shape:
-            return jnp.asarray(key)
-    elif not shape and (
-        isinstance(key, int) if dtype is None else jnp.issubdtype(dtype, jnp.integer)
-    ):
-        if not isinstance(key, bool):
-            return jax.random.key(key)
-    elif dtype == jnp.uint32 and len(shape) == 1:
+    check_key(name, key)
+    if _is_typed(key):
+        return jnp.asarray(key)
+    if np.shape(key):
         with contextlib.suppress(TypeError, ValueError):  # not of the length of a key
             wrapped: jax.Array = jax.random.wrap_key_data(jnp.asarray(key))
             return wrapped
-    given = repr(key) if dtype is None else f"{dtype}{list(shape)}"
-    raise TypeError(f"{name}: expected a key of jax.random or an integer seed, got {given}.")
+        raise _no_key(name, key)
+    return jax.random.key(key)
+
+
+def check_key(name: str, key: Any) -> None:
+    """Refuses what `random_key` does, but computes nothing.
+
+    Raises:
+        TypeError: If it is no key.
+    """
+    dtype, shape = getattr(key, "dtype", None), np.shape(key)
+    if _is_typed(key):
+        is_key = not shape
+    elif shape:
+        is_key = dtype == jnp.uint32 and shape in ((2,), (4,))
+    elif dtype is None:
+        is_key = isinstance(key, int) and not isinstance(key, bool)
+    else:
+        is_key = jnp.issubdtype(dtype, jnp.integer)
+    if not is_key:
+        raise _no_key(name, key)
+
+
+def _is_typed(key: Any) -> bool:
+    dtype = getattr(key, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _no_key(name: str, key: Any) -> TypeError:
+    dtype = getattr(key, "dtype", None)
+    given = repr(key) if dtype is None else f"{dtype}{list(np.shape(key))}"
+    return TypeError(f"{name}: expected a key of jax.random or an integer seed, got {given}.")

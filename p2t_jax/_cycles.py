@@ -45,7 +45,7 @@ def search(
     *,
     mean: bool,
 ) -> jax.Array:
-    """Permute rows of weights: one step of Algorithm 1, with priority "nearest".
+    """Permutes rows of weights: one step of Algorithm 1, with priority "nearest".
 
     Args:
         theta: (..., n) weights.
@@ -87,7 +87,7 @@ def _lay_out(
     *,
     mean: bool,
 ) -> tuple[_Sorted, jax.Array]:
-    """Draw the subsets, and sort the weights that take part; those come before all others."""
+    """Draws the subsets, and sorts the weights that take part; those come before all others."""
     n = theta.shape[-1]
     place = jnp.broadcast_to(jnp.arange(n), theta.shape)
     subsets = subset_count(n, partition_ratio)

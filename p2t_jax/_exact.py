@@ -135,7 +135,7 @@ def is_permutation(
 
     def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
         axes = [leaf_axes for leaf_axes, _, _ in pairs]
-        bits = [jax.lax.bitcast_convert_type(x, f"int{8 * x.dtype.itemsize}") for x in leaves]
+        bits = list(map(_leaves.bits, leaves))
         if host_callbacks(None):
             return per_row.permute_vectors(_sort_on_host, jnp.sort, axes, bits)
         return per_row.in_jax(jnp.sort, axes, bits)

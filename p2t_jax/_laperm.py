@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _checks, _leaves, _ranking, _updates
-from p2t_jax._host.internals import varying_like
+from p2t_jax._host.internals import is_traced, varying_like
 from p2t_jax._host.switch import host_callbacks
 from p2t_jax._vectors import VectorAxes, VectorSpec
 
@@ -153,7 +153,7 @@ def synchronize(
         ...     optax.clip_by_global_norm(1.0), optax.adam(1e-3), p2t.synchronize(sync_period=20)
         ... )
     """
-    _check_period(sync_period(0) if callable(sync_period) else sync_period)
+    _checks.hyperparameter(_check_period, sync_period)
 
     @_updates.under_any_switch
     def init_fn(params: optax.Params) -> SynchronizeState:
@@ -220,7 +220,7 @@ def _replace_if(function: Any, predicate: jax.Array, values: Any, *args: Any) ->
     A `lax.cond` copies what it passes through, in every step. A loop of no turns does not; but it
     cannot be differentiated in reverse, hence the rule below.
     """
-    if not isinstance(predicate, jax.core.Tracer):  # a loop would be compiled anew in every step
+    if not is_traced(predicate):  # a loop would be compiled anew in every step
         return function(values, *args) if predicate else values
 
     def turn(carry: Any) -> Any:
@@ -246,7 +246,7 @@ def _replace_if_jvp(function: Any, primals: Any, tangents: Any) -> Any:
 
 
 def _as_promoted(leaf: _updates.Moving) -> jax.Array:
-    """The update in the type that it has after a synchronization, too."""
+    """The update in the type of the parameter, which a synchronization gives it as well."""
     dtype = jnp.result_type(leaf.param, leaf.update)
     # `lax` leaves no weak type behind.
     update = jax.lax.convert_element_type(leaf.update, dtype)

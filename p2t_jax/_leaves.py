@@ -1,11 +1,11 @@
-"""One parameter and its weight vectors: the only place that knows how a vector lies in an array.
+"""One parameter and its weight vectors: the only place that knows how an array stores them.
 
 Everything else asks `walk` for the leaves of a tree, and uses the vectors of a leaf in one of two
 forms:
 
 - rows, (..., n): one weight vector along the last axis, for JAX and NumPy operations;
 - a block, (outer, n, inner): C-contiguous, for kernels on the host. Vector number
-  `o * inner + i` is `block[o, :, i]`. A Dense or Conv kernel is such a block as it lies in memory.
+  `o * inner + i` is `block[o, :, i]`. The memory of a Dense or Conv kernel is such a block.
 """
 
 import math
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import NamedSharding, PartitionSpec
 
+from p2t_jax._host.internals import is_traced
 from p2t_jax._vectors import Path, VectorSpec, named_leaves, pair, show, vector_axes
 
 Axes: TypeAlias = tuple[int, ...]
@@ -61,16 +62,16 @@ def not_empty(params: Any) -> None:
     """Refuses a tree of empty containers with a ValueError."""
 
     # Optax puts leafless nodes of its own in place of parameters (`MaskedNode`, the placeholder of
-    # `optax.tree.map_params`): they stand for something, a tree of empty containers does not.
-    def stands_for_something(node: Any) -> bool:
+    # `optax.tree.map_params`): these stand for parameters, but empty containers do not.
+    def stands_for_parameters(node: Any) -> bool:
         return node is not None and type(node) not in (dict, list, tuple)
 
-    if not jax.tree.leaves(params, is_leaf=stands_for_something):
+    if not jax.tree.leaves(params, is_leaf=stands_for_parameters):
         raise ValueError(f"params: contains no parameters: {params!r}.")
 
 
 def note_single_weights(leaves: Sequence[Leaf]) -> None:
-    """Warns of weight vectors of one weight, which have nothing to permute. For `init`."""
+    """Warns of weight vectors of one weight, which cannot be permuted. For `init`."""
     single = [
         f"{leaf.name} {tuple(leaf.array.shape)}"
         for leaf in leaves
@@ -124,14 +125,11 @@ def entries(name: str, spec: Any, params: Any) -> list[Any]:
     Raises:
         ValueError: If the trees do not match.
     """
-    try:
-        return [entry for _, _, entry in pair(spec, params, ())]
-    except ValueError as error:
-        raise ValueError(f"{name}: must be a tree that matches params: {error}") from None
+    return [entry for _, _, entry in pair(spec, params, name)]
 
 
 def dtype_of(leaf: Any) -> np.dtype[Any]:
-    """The dtype of a leaf, also of one that is no array."""
+    """The dtype of a leaf, also of one that is not an array."""
     # Not `result_type` alone, which says float32 of a float64 NumPy array.
     dtype: np.dtype[Any] = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
     return dtype
@@ -147,6 +145,12 @@ def wide(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """The dtype to compute with: float64 if it is that, else float32."""
     # Not `jnp.promote_types`, which strict promotion forbids.
     return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+
+
+def bits(array: Any) -> jax.Array:
+    """The bits of weights as integers: equal only if the weights are identical."""
+    array = jnp.asarray(array)
+    return jax.lax.bitcast_convert_type(array, f"int{8 * array.dtype.itemsize}")
 
 
 def mismatch(name: str, path: Path, leaf: Any, param: Any) -> ValueError:
@@ -224,7 +228,7 @@ def row_axis(shape: Sequence[int], axes: Axes) -> int | None:
 
 
 def copy(leaf: Any) -> Any:
-    """A JAX array of one's own: donating either array keeps the other. All else is returned."""
+    """A copy as a JAX array, so that either may be donated; anything else is returned unchanged."""
     return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array | np.ndarray) else leaf
 
 
@@ -238,10 +242,9 @@ def sharded_like(array: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def placed_like(leaf: Any, new: Any) -> Any:
-    """`new` on the devices of `leaf`, with its sharding."""
-    if isinstance(leaf, jax.core.Tracer):
-        sharding: Any = jax.typeof(leaf).sharding
-        return new if jax.typeof(new).sharding.spec == sharding.spec else jax.reshard(new, sharding)
+    """`new` on the devices of `leaf`, with its sharding; under a transformation with its type."""
+    if is_traced(leaf):
+        return sharded_like(new, leaf)
     if isinstance(leaf, jax.Array) and leaf.committed:
         return jax.device_put(new, leaf.sharding)
     return new

@@ -16,7 +16,7 @@ from p2t_jax._leaves import Axes
 def sort(
     axes: Sequence[Axes], w: Sequence[jax.Array], *, host_callback: bool = True
 ) -> list[jax.Array]:
-    """Sort weight vectors: theta_sorted of Algorithm 2.
+    """Sorts weight vectors: theta_sorted of Algorithm 2.
 
     Args:
         axes: for each array, the ascending axes along which its vectors run.
@@ -38,7 +38,7 @@ def give_ranking(
     *,
     host_callback: bool = True,
 ) -> list[jax.Array]:
-    r"""Give sorted weights the ranking of a reference: \theta = \theta_{sorted}[R(\phi)].
+    r"""Gives sorted weights the ranking of a reference: \theta = \theta_{sorted}[R(\phi)].
 
     Args:
         axes: for each array, the ascending axes along which its vectors run.

@@ -1,6 +1,7 @@
 """SGPerm, stochastic gradient permutation: Algorithm 1 and Section 2 of the paper."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -218,12 +219,12 @@ def cycle_permutation(
         ...     optax.adam(1e-3), p2t.cycle_permutation(key=0, aggressiveness=0.05)
         ... )
     """
-    _checks.random_key("key", key)
+    _checks.check_key("key", key)  # without computing: JAX may not have been set up yet
     for name, choice, choices in (("lower", lower, _LOWER), ("priority", priority, _PRIORITY)):
         if choice not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {choice!r}.")
     for name, value in (("aggressiveness", aggressiveness), ("partition_ratio", partition_ratio)):
-        _checks.ratio(name, value(0) if callable(value) else value)
+        _checks.hyperparameter(functools.partial(_checks.ratio, name), value)
     if not host_callbacks(host_callback) and priority != "nearest":
         raise ValueError(f'priority: expected "nearest" without host_callback, got {priority!r}.')
     search = _Search(_LOWER.index(lower), _PRIORITY.index(priority))

@@ -1,4 +1,4 @@
-"""What `update` of both optimizers is made of: from updates to weight vectors and back."""
+"""What both optimizers share: from a tree of updates to weight vectors and back."""
 
 import contextlib
 import functools
@@ -35,7 +35,7 @@ class Moving(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One `update`, taken apart.
+    """The arguments of one `update`, checked and taken apart.
 
     Attributes:
         treedef: the structure of the parameters.
@@ -55,7 +55,7 @@ class Step(NamedTuple):
 
 
 def take_apart(updates: Any, weights: Any, vectors: VectorAxes, params: Any) -> Step:
-    """Check the arguments of `update` against each other, and find the weight vectors.
+    """Checks the arguments of `update` against each other, and finds the weight vectors.
 
     Args:
         updates: the proposed updates.
@@ -104,14 +104,14 @@ def initial(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf], Vect
 
 
 def kept(leaf: Any) -> Any:
-    """A copy for the state, which no donation of the original deletes; shapes stay shapes."""
+    """A copy for the state, so that the original may be donated; shapes stay shapes."""
     return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.array(leaf, copy=True)
 
 
 def under_any_switch(function: _Function) -> _Function:
-    """Lets a function compute as JAX does by default, whatever the user has switched on.
+    """Lets a function compute as JAX does by default, regardless of the user's settings.
 
-    Strict promotion of dtypes or ranks is about the user's arithmetic, not ours.
+    Strict promotion of dtypes or ranks is meant for the user's arithmetic, not for ours.
     """
 
     @functools.wraps(function)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _checks, _leaves
+from p2t_jax._host.internals import is_traced
 from p2t_jax._leaves import Leaf
 from p2t_jax._vectors import Path, VectorSpec, is_bias
 
@@ -27,7 +28,7 @@ def kaiming(confidence: float = 0.5, *, gain: float = math.sqrt(2)) -> Initializ
     double exponential (confident: few inputs have large weights).
 
     Args:
-        confidence: The profile, in [0, 1]. May be traced.
+        confidence: the profile, in [0, 1]. May be traced.
         gain: :math:`\sqrt 2` is the gain of He et al. (2015), for ReLU. May be traced.
 
     Returns:
@@ -84,7 +85,7 @@ def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) ->
     r"""Given weights in random order: every weight vector is a permutation of a profile.
 
     Args:
-        profile: Real numbers in any order: (k,) for all neurons, or (..., k), such as a leaf of
+        profile: real numbers in any order: (k,) for all neurons, or (..., k), such as a leaf of
             `weight_profiles`, with one profile for each neuron. A neuron with n != k incoming
             weights gets n quantiles of them, by linear interpolation. A profile of one number is
             one weight that all connections share.
@@ -117,8 +118,8 @@ def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) ->
         )
     if gain is not None:
         _check_gain(gain)
-        if not isinstance(given, jax.core.Tracer) and not given.any(axis=-1).all():
-            raise ValueError("profile: cannot be scaled by a gain, because it is all zeros.")
+        if not is_traced(given) and not given.any(axis=-1).all():
+            raise ValueError("profile: cannot be scaled by a gain, being all zeros.")
     rows = jnp.sort(given.reshape(-1, given.shape[-1]), axis=-1)
 
     def init(key: Any, shape: Any, dtype: Any = None) -> jax.Array:
@@ -172,12 +173,12 @@ def reinitialize(
     normalization, stays unchanged, and so do all other parameters.
 
     Args:
-        key: A key of `jax.random`, or an integer seed.
-        params: The parameters. Only structure, shapes and dtypes of weight vectors matter.
+        key: a key of `jax.random`, or an integer seed.
+        params: the parameters. Only structure, shapes and dtypes of weight vectors matter.
         initializer: `kaiming(...)`, `from_profile(...)` or any of `jax.nn.initializers` (`constant`
             is one shared weight); or a tree of initializers that is a prefix of `params`, with None
             for parameters that stay unchanged.
-        vectors: Which axes form weight vectors, see `laperm`.
+        vectors: which axes form weight vectors, see `laperm`.
 
     Returns:
         A tree like `params` with new weight vectors of the same shapes, dtypes and shardings. Its
@@ -257,8 +258,8 @@ def to_grid(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Para
     is, because its parameters leave the grid between synchronizations.
 
     Args:
-        params: The initial parameters.
-        vectors: Which axes form weight vectors, see `laperm`.
+        params: the initial parameters.
+        vectors: which axes form weight vectors, see `laperm`.
 
     Returns:
         A tree like `params`. Each weight has moved by at most g / 2, and -0.0 is 0.0. A parameter

@@ -1,12 +1,13 @@
 """Permutations as arrays of sources: which weight moved where."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from p2t_jax import _leaves
+from p2t_jax._host.internals import is_traced
 from p2t_jax._vectors import VectorSpec
 
 
@@ -24,9 +25,9 @@ def permutation_of(
     was the j-th of them before.
 
     Args:
-        params: The parameters, permuted: for instance `permuted_params(state, params)`.
-        initial_params: The parameters before; of the same structure, shapes and dtypes.
-        vectors: Which axes form weight vectors, see `laperm`.
+        params: the parameters, permuted: for instance `permuted_params(state, params)`.
+        initial_params: the parameters before; of the same structure, shapes and dtypes.
+        vectors: which axes form weight vectors, see `laperm`.
 
     Returns:
         A tree like `params`: int32 (..., n) for vectors of n weights, whose places are numbered in
@@ -52,20 +53,15 @@ def permutation_of(
             sources.append(None)
             continue
         initial = _leaves.placed_like(leaf.array, initial)
-        rows = (_leaves.to_rows(_bits(array), leaf.axes) for array in (leaf.array, initial))
+        rows = (_leaves.to_rows(_leaves.bits(array), leaf.axes) for array in (leaf.array, initial))
         source = _sources(*rows)
-        if not isinstance(source, jax.core.Tracer) and (source < 0).any():
+        if not is_traced(source) and (source < 0).any():
             raise ValueError(
                 f"params: {leaf.name} is not a permutation of its initial weights. Training adds "
                 "updates, which rounds: pass permuted_params(state, params)."
             )
         sources.append(source)
     return jax.tree.unflatten(jax.tree.structure(params), sources)
-
-
-def _bits(array: Any) -> jax.Array:
-    array = jnp.asarray(array)
-    return jax.lax.bitcast_convert_type(array, f"int{8 * array.dtype.itemsize}")
 
 
 @jax.jit
@@ -84,8 +80,8 @@ def compose(later: jax.typing.ArrayLike, earlier: jax.typing.ArrayLike) -> jax.A
     """One permutation after another.
 
     Args:
-        later: Sources, (..., n) integers: where each weight was after the earlier permutation.
-        earlier: Sources, (..., n) integers: where that weight had been before.
+        later: sources, (..., n) integers: where each weight was after the earlier permutation.
+        earlier: sources, (..., n) integers: where that weight had been before.
 
     Returns:
         The sources of both, (..., n): `earlier[later]` for each vector.
@@ -188,10 +184,10 @@ class PermutationStatistics(NamedTuple):
     """What a permutation moved: one number for each weight vector, (...,).
 
     Attributes:
-        fixed_points: Weights that are where they began; of a random permutation, 1 on average.
-        cycles: Cycles of two or more weights.
-        longest_cycle: Weights on the longest cycle.
-        mean_distance: How many places a weight has moved, averaged over all weights; about n / 3
+        fixed_points: weights that are where they began; of a random permutation, 1 on average.
+        cycles: cycles of two or more weights.
+        longest_cycle: weights on the longest cycle.
+        mean_distance: how many places a weight has moved, averaged over all weights; about n / 3
             in a random permutation.
     """
 
@@ -253,8 +249,8 @@ class UpdateStatistics(NamedTuple):
     """How much one step changed: scalars.
 
     Attributes:
-        sparsity: The fraction of all weights that did not change.
-        size: The mean absolute change of those that did; 0 if none did.
+        sparsity: the fraction of all weights that did not change.
+        size: the mean absolute change of those that did; 0 if none did.
     """
 
     sparsity: jax.Array
@@ -265,10 +261,10 @@ def update_statistics(updates: optax.Updates, *, vectors: VectorSpec = "flax") -
     """How sparse and how large updates are (Section 5.1.1).
 
     Args:
-        updates: What a step adds to the parameters, or the difference of two trees of parameters.
+        updates: what a step adds to the parameters, or the difference of two trees of parameters.
             The difference of two `permuted_params` is free of rounding, which can make an update
             nonzero where a weight did not move.
-        vectors: Which axes form weight vectors, see `laperm`. Other parameters are not counted.
+        vectors: which axes form weight vectors, see `laperm`. Other parameters are not counted.
 
     Returns:
         `UpdateStatistics` over all weight vectors together.

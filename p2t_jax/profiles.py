@@ -12,8 +12,8 @@ def weight_profiles(params: optax.Params, *, vectors: VectorSpec = "flax") -> op
     """The sorted weights of every neuron.
 
     Args:
-        params: The parameters.
-        vectors: Which axes form weight vectors, see `laperm`.
+        params: the parameters.
+        vectors: which axes form weight vectors, see `laperm`.
 
     Returns:
         A tree like `params`: (..., n) for vectors of n weights, each ascending (-0.0 equals 0.0,

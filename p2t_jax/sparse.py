@@ -21,16 +21,17 @@ def prune(
 ) -> optax.Params:
     """Sets weights to zero at random and keeps exactly `round(keep * size)` of them.
 
-    A zero weight is no connection, so permuting the weights rewires the network (Section 4.4).
+    A weight of zero is a missing connection, so permuting the weights rewires the network
+    (Section 4.4).
 
     Args:
-        key: A key of `jax.random`, or an integer seed.
-        params: The initial parameters.
-        keep: The fraction of its weights that each layer keeps, in (0, 1]; or a tree of fractions
+        key: a key of `jax.random`, or an integer seed.
+        params: the initial parameters.
+        keep: the fraction of its weights that each layer keeps, in (0, 1]; or a tree of fractions
             that is a prefix of `params`, with None for layers that are not pruned. Neurons of a
             layer may keep different numbers of weights.
-        overall: Keeps this fraction of all weights together, at random over the layers.
-        vectors: Which axes form weight vectors, see `laperm`. Other parameters are not pruned.
+        overall: keeps this fraction of all weights together, at random over the layers.
+        vectors: which axes form weight vectors, see `laperm`. Other parameters are not pruned.
 
     Returns:
         A tree like `params` with the same dtypes and shardings. Its arrays are JAX arrays, and
@@ -95,7 +96,7 @@ class KeepZerosState(NamedTuple):
     """State of `keep_zeros`.
 
     Attributes:
-        pruned: Booleans in a tree like the parameters: which weights were zero in `init`.
+        pruned: booleans in a tree like the parameters: which weights were zero in `init`.
     """
 
     pruned: Any
@@ -104,11 +105,11 @@ class KeepZerosState(NamedTuple):
 def keep_zeros(*, vectors: VectorSpec = "flax") -> optax.GradientTransformation:
     """Keeps zero weights zero: trains a sparse network without new connections.
 
-    Chain it after an optimizer: it sets the updates of those weights to zero that were zero in
-    `init`. Parameters without weight vectors are trained, zero or not.
+    Chain it after an optimizer: it sets the updates of weights that were zero in `init` to
+    zero. Parameters without weight vectors are trained, zero or not.
 
     Args:
-        vectors: Which axes form weight vectors, see `laperm`.
+        vectors: which axes form weight vectors, see `laperm`.
 
     Returns:
         A gradient transformation with a `KeepZerosState`.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import optax
 
 from p2t_jax import _leaves
+from p2t_jax._host.internals import is_traced
 from p2t_jax._host.sharing import share
 from p2t_jax._leaves import Leaf
 from p2t_jax._vectors import VectorSpec
@@ -46,10 +47,10 @@ def pack(
     format.
 
     Args:
-        params: The parameters, NumPy or JAX arrays, sharded or not. Every weight vector is exactly
+        params: the parameters, NumPy or JAX arrays, sharded or not. Every weight vector is exactly
             a permutation of the initial one, as in `permuted_params(state, params)`.
-        initial_params: The parameters before training; of the same structure, shapes and dtypes.
-        vectors: Which axes form weight vectors, as given to `laperm`.
+        initial_params: the parameters before training; of the same structure, shapes and dtypes.
+        vectors: which axes form weight vectors, as given to `laperm`.
 
     Returns:
         The bytes, for `unpack`.
@@ -116,9 +117,9 @@ def unpack(
     """The parameters that `pack` was given.
 
     Args:
-        data: What `pack` returned.
-        initial_params: As given to `pack`. Only the values of weight vectors matter, in any order.
-        vectors: As given to `pack`.
+        data: what `pack` returned.
+        initial_params: as given to `pack`. Only the values of weight vectors matter, in any order.
+        vectors: as given to `pack`.
 
     Returns:
         A tree like `initial_params`. Each leaf has the shape, dtype, type (NumPy or JAX) and
@@ -245,7 +246,7 @@ def _on_host(name: str, leaves: Sequence[Leaf]) -> list[Leaf]:
     on_host = []
     for leaf in leaves:
         array = leaf.array
-        if isinstance(array, jax.core.Tracer):
+        if is_traced(array):
             raise TypeError(
                 f"{name}: {leaf.name} is traced, but bytes are made of values. Call pack and "
                 "unpack outside of jit, vmap and grad."

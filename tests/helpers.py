@@ -90,10 +90,10 @@ def jitted_step(tx):
 
 
 def train(step, params, state, grads=GRADS):
-    """Runs `step` on every `grads[i]`; waits for each, as JAX on few cores wants it.
+    """Runs `step` on every `grads[i]`; waits for each, which JAX needs on few cores.
 
     Without the wait, JAX 0.10.2 with more CPU devices than cores hangs in the collectives of a
-    pmap, whatever the optimizer.
+    pmap, with any optimizer.
     """
     for i in range(len(jax.tree.leaves(grads)[0])):
         params, state = jax.block_until_ready(step(params, state, member(grads, i)))
@@ -132,7 +132,7 @@ def weight_vectors_of(params):
 
 
 def in_a_new_process(code, timeout=120, **env):
-    """Runs Python code that may hang, or that asks for another environment; returns its output."""
+    """Runs Python code that may hang, or that needs another environment; returns its output."""
     path = os.pathsep.join([str(Path(p2t.__file__).parents[1]), str(Path(__file__).parent)])
     done = subprocess.run(
         [sys.executable, "-P", "-W", "error", "-c", code],
@@ -159,7 +159,7 @@ def config(option, value):
 
 
 def path_of(key_path):
-    """The names on a path, whatever containers the tree has: a field is as good as a key."""
+    """The names on a path, in containers of any type: fields count as keys."""
     attributes = ("key", "name", "idx")
     return tuple(
         str(next(getattr(key, a) for a in attributes if hasattr(key, a))) for key in key_path

@@ -1,4 +1,4 @@
-"""How parameters and states lie on meshes of devices."""
+"""How parameters and states are placed on meshes of devices."""
 
 import functools
 import re
@@ -26,7 +26,7 @@ def split(w, inputs="x", outputs=None):
     return P(*[None] * (w.ndim - 2), inputs, outputs) if divisible else P()
 
 
-# A mesh, and where the kernels lie on it.
+# A mesh, and how kernels are placed on it.
 LAYOUTS = {
     "replicated": ({"x": 8}, lambda w: P()),
     "whole": ({"x": 8}, whole),

@@ -72,7 +72,9 @@ def test_every_public_name_is_documented(module):
 )
 def test_every_public_function_documents_its_contract(function):
     doc = inspect.getdoc(function)
-    for section in ("Args:", "Returns:", "Raises:", "Example:"):
+    signature = inspect.signature(function)
+    returns = [] if signature.return_annotation is None else ["Returns:"]
+    for section in ("Args:", *returns, "Raises:", "Example:"):
         assert section in doc, section
-    for argument in inspect.signature(function).parameters:
+    for argument in signature.parameters:
         assert re.search(rf"^ +{argument.strip('*')}: |^ +\*+{argument}: ", doc, re.M), argument

@@ -111,29 +111,16 @@ def test_a_schedule_that_fails_later_is_seen_in_an_eager_update(later, name):
 
 
 @pytest.mark.parametrize("later", ["20", None, np.array([1, 2])])
-def test_a_schedule_of_no_numbers_is_seen_under_jit_too(later, name):
-    schedule = lambda step: 1 if isinstance(step, int) else later  # noqa: E731
-    tx = p2t.laperm(SGD, schedule) if name == "laperm" else p2t.sgperm(0, schedule)
+def test_a_schedule_of_no_numbers_is_refused_at_the_call(later, name):
+    make = {"laperm": lambda k: p2t.laperm(SGD, k), "sgperm": lambda alpha: p2t.sgperm(0, alpha)}
     with pytest.raises((TypeError, ValueError), match=r"^(sync_period|aggressiveness): "):
-        jax.jit(tx.update)(GRADS, tx.init(PARAMS), PARAMS)
+        make[name](lambda step: later)
 
 
 @pytest.mark.parametrize("inner", [optax.adam, None, 1e-3, "adam", optax.adam(0.1).update, {}])
 def test_inner_is_an_optimizer(inner):
     with pytest.raises(TypeError, match=r"^inner: .*optax\.adam\(1e-3\)"):
         p2t.laperm(inner, 20)
-
-
-@pytest.mark.parametrize("key", ["seed", 1.5, None, True, jnp.zeros(3, jnp.uint32), [0], {}])
-def test_a_key_is_a_seed_or_a_key(key):
-    for make in (p2t.sgperm, p2t.cycle_permutation):
-        with pytest.raises(TypeError, match=r"^key: "):
-            make(key)
-
-
-def test_priorities_have_names():
-    with pytest.raises(ValueError, match=r"^priority: .*nearest, farthest, random"):
-        p2t.sgperm(0, priority="best")
 
 
 # In init
@@ -156,7 +143,6 @@ def test_there_is_something_to_train(empty, name):
         ((0, -2), ValueError, "twice"),
         ((1, 1), ValueError, "twice"),
         ((), ValueError, "at least one axis"),
-        ("0", TypeError, "int"),
         (0.0, TypeError, "int"),
     ],
 )
@@ -357,21 +343,6 @@ def test_apply_if_finite_keeps_nan_out(name):
     for params, final in train_with({2: NAN, 4: INF}, tx, steps=8):
         chex.assert_tree_all_finite(params)
         helpers.assert_permuted(name, final, PARAMS, params, AXES)
-
-
-@pytest.mark.parametrize("value", [NAN, 0.0, -1.0])
-def test_traced_hyperparameters_out_of_range_let_nothing_move(value):
-    def run(alpha, lambda_):
-        tx = p2t.sgperm(0, alpha, lambda_, inner=SGD)
-        _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
-        return p2t.permuted_params(state, PARAMS)
-
-    jitted = jax.jit(run)
-    chex.assert_trees_all_equal(jitted(value, 0.5), PARAMS)
-    chex.assert_trees_all_equal(jitted(0.5, value), PARAMS)
-    chex.assert_trees_all_equal(jitted(7.0, 0.5), jitted(1.0, 0.5))
-    chex.assert_trees_all_equal(jitted(0.5, INF), jitted(0.5, 1.0))
-    assert min(helpers.moved(jitted(0.5, 0.5), PARAMS)) > 0.2
 
 
 # Imports

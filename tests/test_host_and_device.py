@@ -76,6 +76,7 @@ def oracle(phi, theta_sorted, axes):
     return np.moveaxis(out.reshape(moved.shape), last, axes)
 
 
+@pytest.mark.filterwarnings("ignore:vectors. the weight vectors of:UserWarning")
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_any_shape(dtype, host_calls):
     rng = np.random.default_rng(0)
@@ -123,3 +124,16 @@ for tx in (p2t.laperm(optax.sgd(0.1), 1), p2t.sgperm(0), p2t.sgperm(0, host_call
         XLA_FLAGS="",
     )
     assert called.split() == ["2", "1", "0"]  # LAPerm sorts in init
+
+
+@pytest.mark.parametrize("weights", [1, 100, 500])
+def test_very_large_parameters_are_done_piecewise(weights, name, monkeypatch):
+    """With the limit moved down: every parameter of the suite is as large as that."""
+    from p2t_jax._host import per_row
+
+    params, _, exact = helpers.expected(name)
+    monkeypatch.setattr(per_row, "WEIGHTS_PER_CALLBACK", weights)
+    tx = helpers.OPTIMIZERS[name]()  # anew, since programmes are compiled once for each
+    trained, state = helpers.train_jit(tx)
+    helpers.assert_identical(trained, params)
+    helpers.assert_identical(p2t.permuted_params(state, trained), exact)

@@ -143,3 +143,16 @@ for name, tx in TX.items():
     late = flax.strip() if when == "after" else ""
     early = flax if when == "before" else ""
     helpers.in_a_new_process(early + TRAIN + test.format(late=late))
+
+
+def test_nothing_is_computed_before_init():
+    """So that optimizers may be made before `jax.distributed.initialize`."""
+    helpers.in_a_new_process(
+        """
+import jax, optax, p2t_jax as p2t
+optax.chain(p2t.laperm(optax.adam(1e-3), 20), p2t.sgperm(0))
+jax.config.update("jax_num_cpu_devices", 3)  # an error, once JAX has looked for devices
+assert jax.device_count() == 3
+""",
+        XLA_FLAGS="",
+    )

@@ -115,16 +115,6 @@ def test_biases_are_permuted_on_demand():
     assert p2t.is_permutation(moved, initial, vectors=p2t.with_biases())
 
 
-def test_the_key_decides_the_partitions():
-    def run(key):
-        return train(p2t.sgperm(key, 0.1, 0.1, vectors=VECTORS), make_params())[0]
-
-    typed = run(jax.random.key(5))
-    chex.assert_trees_all_equal(run(5), typed)
-    chex.assert_trees_all_equal(run(jax.random.key_data(jax.random.key(5))), typed)
-    assert not np.array_equal(run(6)["Dense_0"]["kernel"], typed["Dense_0"]["kernel"])
-
-
 def test_default_schedules_are_algorithm_1_with_the_values_of_section_5_1_2():
     """A schedule of our own, transcribed, changes nothing."""
     alphas, lambdas = [0.07], [0.05]
@@ -147,37 +137,15 @@ def test_geometric_schedules_multiply_before_the_first_use(x, rate, limit):
 
 def test_schedules_are_followed():
     """No aggressiveness in the first two steps, then much."""
-    schedule = optax.piecewise_constant_schedule(0.0, {})
-    with pytest.raises(ValueError, match=r"aggressiveness: must be in \(0, 1\], got 0"):
-        p2t.sgperm(0, schedule)
     initial = make_params()
 
     def alpha(step):
-        return jnp.where(step < 2, 0.0, 0.5) if isinstance(step, jax.Array) else 0.5
+        return jnp.where(step < 2, 0.0, 0.5)
 
     tx = p2t.sgperm(0, alpha, 0.5, vectors=VECTORS)
     chex.assert_trees_all_equal(train(tx, initial, 2)[0], initial)
     moved = train(tx, initial, 3)[0]
     assert not np.array_equal(moved["Dense_0"]["kernel"], initial["Dense_0"]["kernel"])
-
-
-@pytest.mark.parametrize(
-    "inner", [optax.sgd(1.0), optax.adam(1e-3), optax.chain(optax.clip(0.1), optax.sgd(1.0))]
-)
-def test_recommendations_can_come_from_any_optimizer(inner):
-    initial = make_params()
-    exact, *_ = train(p2t.sgperm(0, 0.2, 0.25, inner=inner, vectors=VECTORS), initial)
-    assert p2t.is_permutation(exact, initial, vectors=VECTORS)
-    assert not np.array_equal(exact["Dense_0"]["kernel"], initial["Dense_0"]["kernel"])
-
-
-def test_other_parameters_can_be_trained_otherwise():
-    initial = make_params()
-    labels = {"Dense_0": "p", "Conv_0": "p", "scale": "adam"}
-    tx = optax.partition({"p": p2t.sgperm(0), "adam": optax.adam(0.1)}, labels)
-    exact, _, _ = train(tx, initial)
-    assert p2t.is_permutation(exact, initial, vectors={**VECTORS, "Dense_0": "flax"})
-    assert not np.array_equal(exact["scale"], initial["scale"])
 
 
 @pytest.mark.parametrize("host_callback", [True, False], ids=["host", "jax"])
@@ -193,25 +161,21 @@ def test_traced_hyperparameters_out_of_range_let_nothing_move(value, host_callba
     chex.assert_trees_all_equal(jax.jit(run)(0.5, value), initial)
     chex.assert_trees_all_equal(jax.jit(run)(7.0, 0.5), run(1.0, 0.5))
     chex.assert_trees_all_equal(jax.jit(run)(0.5, jnp.inf), run(0.5, 1.0))
+    assert not np.array_equal(run(0.5, 0.5)["Dense_0"]["kernel"], initial["Dense_0"]["kernel"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"key": "seed"}, TypeError, "key"),
         ({"aggressiveness": 1.1}, ValueError, r"aggressiveness: must be in \(0, 1\], got 1.1"),
-        ({"aggressiveness": float("nan")}, ValueError, "aggressiveness"),
         ({"aggressiveness": "much"}, TypeError, "aggressiveness.*a real number or a schedule"),
-        ({"aggressiveness": lambda step: 2.0}, ValueError, "aggressiveness"),
-        ({"partition_ratio": -0.1}, ValueError, r"partition_ratio.*\(0, 1\]"),
-        ({"partition_ratio": None}, TypeError, "partition_ratio"),
         ({"priority": "best"}, ValueError, "priority.*nearest, farthest, random"),
         ({"lower": "least"}, ValueError, "lower.*mean, smallest"),
         ({"host_callback": 1}, TypeError, "host_callback"),
         ({"host_callback": False, "priority": "random"}, ValueError, "priority.*nearest"),
     ],
 )
-def test_bad_arguments_are_refused_at_the_call(arguments, error, message):
+def test_errors_say_what_is_expected(arguments, error, message):
     with pytest.raises(error, match=message):
         p2t.sgperm(**{"key": 0, **arguments})
 

@@ -140,7 +140,7 @@ def test_zeros_are_kept_in_optaxs_wrappers():
         (
             lambda: p2t.prune(KEY, normalized_params(), {"Conv_0": 0.5}),
             ValueError,
-            "keep: .*Dense_0",
+            "^keep: does not match params at the root of the tree: expected .*Dense_0",
         ),
         (
             lambda: p2t.prune(KEY, normalized_params(), {"Conv_0": 0.5}, overall=True),

@@ -69,7 +69,7 @@ def test_it_is_a_rule_that_gives_the_axes_back():
         state.vectors(("layers", "12", "w"))
 
 
-def test_it_is_no_leaf_and_passes_through_transformations(init):
+def test_it_is_not_a_leaf_and_passes_through_transformations(init):
     state = init(PARAMS)
     assert len(jax.tree.leaves(state)) == 1 + len(jax.tree.leaves(PARAMS))
     for same in (jax.jit(lambda s: s)(state), jax.tree.map(jnp.zeros_like, state)):
@@ -78,7 +78,7 @@ def test_it_is_no_leaf_and_passes_through_transformations(init):
     assert out.vectors == state.vectors
 
 
-def test_two_of_the_same_axes_are_equal_whatever_gave_them():
+def test_two_of_the_same_axes_are_equal_from_any_spec():
     by_tree, by_rule = (remembering(SPECS[i])(PARAMS).vectors for i in (0, 3))
     assert by_tree == by_rule
     assert hash(by_tree) == hash(by_rule)

@@ -1,7 +1,9 @@
 """Every interface of JAX and Numba used here that their documentation does not promise.
 
 Nothing else in the library imports one. Each has a line on what it stands for and what would
-replace it, so that a change in JAX or Numba is mended in this file.
+replace it, so that a change in JAX or Numba is mended in this file. It imports nothing of the
+library, so that everything may import it. The names of JAX's primitives and of their parameters are
+in `p2t_jax._vectors`: one that has changed costs a question of `infer_vectors`.
 """
 
 import contextlib
@@ -11,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Primitive
+from jax.core import Tracer
+from jax.extend.core import Literal, Primitive
 from jax.interpreters import batching, mlir
 
 # A callback of `jax.pure_callback` waits for copies of its operands, made on the threads that the
@@ -126,6 +129,22 @@ def _lower_direct_callback(context: Any, *args: Any, callback: Any, types: Any) 
 
 
 mlir.register_lowering(_direct_callback_p, _lower_direct_callback, cacheable=False)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is not known yet, as inside of `jit` or `vmap`.
+
+    Stands for: the class of tracers. Replaced by: a public test for one.
+    """
+    return isinstance(value, Tracer)
+
+
+def is_literal(var: Any) -> bool:
+    """Whether an operand of an equation in a jaxpr is a number: `var.val`.
+
+    Stands for: `jax.extend.core.Literal`. Replaced by: the documentation of jaxprs.
+    """
+    return isinstance(var, Literal)
 
 
 def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:

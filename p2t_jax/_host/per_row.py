@@ -39,7 +39,9 @@ RowsFunction: TypeAlias = Callable[..., jax.Array]
 
 # Weights per job: enough to hide what a job costs, few enough to share out and to fit a cache.
 _JOB = 1 << 15
-_TOGETHER = 16  # Vectors of a job come in multiples of so many, which a kernel copies together.
+_TOGETHER = 16  # A job has a multiple of this many vectors, which a kernel copies together.
+# Weights per callback: a callback holds several copies of its operands.
+WEIGHTS_PER_CALLBACK = 1 << 22
 
 
 def permute_vectors(
@@ -85,10 +87,10 @@ def _permute_jvp(
     kernel: Kernel, function: Any, axes: tuple[Axes, ...], flat: Any, dots: Any
 ) -> Any:
     results = _permute(kernel, function, axes, *flat)
-    return results, list(map(_moved_alike, axes, flat, results, dots))
+    return results, list(map(_follow, axes, flat, results, dots))
 
 
-def _moved_alike(axes: Axes, values: jax.Array, result: jax.Array, dot: jax.Array) -> jax.Array:
+def _follow(axes: Axes, values: jax.Array, result: jax.Array, dot: jax.Array) -> jax.Array:
     """Permute `dot` as `values` were permuted to give `result`: equal values keep their order."""
     before, after, moved = (_leaves.to_rows(array, axes) for array in (values, result, dot))
     bits = f"uint{8 * values.dtype.itemsize}"
@@ -147,10 +149,58 @@ def _compile(kernel: Kernel, axes: Sequence[Axes], types: Sequence[Any]) -> None
         kernel(*blocks, np.ones((1, 1, 1), dtypes[0]), 0, 1)
 
 
+def _by_callbacks(
+    *flat: jax.Array, kernel: Kernel, axes: Sequence[Axes], direct: bool
+) -> Sequence[jax.Array]:
+    """Call the host from one device: once for all parameters, and piecewise for very large ones."""
+    call = functools.partial(_by_callback, kernel=kernel, direct=direct)
+    leaves = list(zip(axes, *_groups(flat, axes), strict=True))
+    together = [
+        i for i, (_, values, *_) in enumerate(leaves) if values.size <= WEIGHTS_PER_CALLBACK
+    ]
+    operands = zip(*(leaves[i][1:] for i in together), strict=True)
+    results = dict(
+        zip(
+            together,
+            call(*(x for group in operands for x in group), axes=[axes[i] for i in together]),
+            strict=True,
+        )
+        if together
+        else []
+    )
+    for i, (leaf_axes, *leaf) in enumerate(leaves):
+        if i not in results:
+            results[i] = _piecewise(functools.partial(call, axes=[leaf_axes]), leaf_axes, *leaf)
+    return [results[i] for i in range(len(leaves))]
+
+
+def _piecewise(call: Any, axes: Axes, *leaf: jax.Array) -> jax.Array:
+    """`call` for a few vectors at a time, in a loop that writes over an operand."""
+    shape = leaf[0].shape
+    axis = _leaves.row_axis(shape, axes)
+    pieces = -(-leaf[0].size // WEIGHTS_PER_CALLBACK)
+    if axis is None or shape[axis] < 2:
+        result: jax.Array = call(*leaf)[0]
+        return result
+    size = -(-shape[axis] // pieces)
+    # The operand that is least likely to be needed afterwards.
+    over = max(i for i, x in enumerate(leaf[:2]) if (x.shape, x.dtype) == (shape, leaf[0].dtype))
+
+    def write(start: Any, size: int, out: jax.Array) -> jax.Array:
+        operands = [*leaf[:over], out, *leaf[over + 1 :]]
+        piece = call(*(jax.lax.dynamic_slice_in_dim(x, start, size, axis) for x in operands))[0]
+        return jax.lax.dynamic_update_slice_in_dim(out, piece, start, axis)
+
+    whole = shape[axis] // size
+    out = jax.lax.fori_loop(0, whole, lambda i, out: write(i * size, size, out), leaf[over])
+    rest = shape[axis] - whole * size
+    return write(whole * size, rest, out) if rest else out
+
+
 def _by_callback(
     *flat: jax.Array, kernel: Kernel, axes: Sequence[Axes], direct: bool
 ) -> Sequence[jax.Array]:
-    """Call the host from one device, by `jax.pure_callback` unless that could hang."""
+    """One call of the host, by `jax.pure_callback` unless that could hang."""
     # JAX looks at its 64-bit switch on the thread of the callback, where the user's context manager
     # is not visible. So 64-bit numbers travel as pairs of 32-bit ones.
     dtypes = [np.dtype(x.dtype) for x in flat]
@@ -251,12 +301,27 @@ def _lower(
         )
     _compile(kernel, axes, types)
     direct = on_cpu and internals.CALLBACKS_CAN_HANG and jax.local_device_count("cpu") > 1
-    return functools.partial(_by_callback, kernel=kernel, axes=axes, direct=direct)
+    return functools.partial(_by_callbacks, kernel=kernel, axes=axes, direct=direct)
 
 
 def _batch(*args: jax.Array, axes: Sequence[Axes], **params: Any) -> Any:
     shifted = tuple(tuple(axis + 1 for axis in leaf_axes) for leaf_axes in axes)
-    return _permute_p.bind(*args, axes=shifted, **params)
+    return _permute_p.bind(*map(_mapped_like(args), args), axes=shifted, **params)
+
+
+def _mapped_like(args: Sequence[jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """Splits the mapped axis along explicit mesh axes as the operands that have it do."""
+    shardings: list[Any] = [jax.typeof(x).sharding for x in args]
+    split = next((s for s in shardings if len(s.spec) and s.spec[0] is not None), None)
+
+    def mapped(x: jax.Array) -> jax.Array:
+        if split is None:
+            return x
+        spec = PartitionSpec(split.spec[0], *jax.typeof(x).sharding.spec[1:])
+        resharded: jax.Array = jax.reshard(x, NamedSharding(split.mesh, spec))
+        return resharded
+
+    return mapped
 
 
 def _abstract_eval(*avals: Any, axes: Sequence[Axes], **params: Any) -> Any:

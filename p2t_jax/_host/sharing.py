@@ -19,8 +19,8 @@ def share(do: Callable[[Job], object], jobs: Sequence[Job]) -> None:
     exit, inside a job, and where no thread can be started.
 
     Args:
-        do: What to do. Jobs begin in order and may run at the same time.
-        jobs: One argument of `do` each. A single one runs on the calling thread.
+        do: what to do. Jobs begin in order and may run at the same time.
+        jobs: one argument of `do` each. A single one runs on the calling thread.
 
     Raises:
         BaseException: What `do` raised for the first of the jobs that failed. Jobs that had not

@@ -4,35 +4,22 @@ from p2t_jax._vectors.biases import is_bias, with_biases
 from p2t_jax._vectors.combine import named_vectors, stacked
 from p2t_jax._vectors.infer import infer_vectors
 from p2t_jax._vectors.match import VectorAxes, VectorSpec, pair, vector_axes
-from p2t_jax._vectors.paths import (
-    Axes,
-    Path,
-    VectorRule,
-    is_index,
-    named_leaves,
-    path_names,
-    positions,
-    show,
-)
+from p2t_jax._vectors.paths import AxesLike, Path, named_leaves, show
 from p2t_jax._vectors.rules import equinox_vectors, flax_vectors, haiku_vectors
 
 __all__ = [
-    "Axes",
+    "AxesLike",
     "Path",
     "VectorAxes",
-    "VectorRule",
     "VectorSpec",
     "equinox_vectors",
     "flax_vectors",
     "haiku_vectors",
     "infer_vectors",
     "is_bias",
-    "is_index",
     "named_leaves",
     "named_vectors",
     "pair",
-    "path_names",
-    "positions",
     "show",
     "stacked",
     "vector_axes",

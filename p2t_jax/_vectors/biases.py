@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from p2t_jax._vectors.match import axes_of
-from p2t_jax._vectors.paths import Axes, Path, VectorRule
+from p2t_jax._vectors.paths import AxesLike, Path, VectorRule
 
 # What frameworks call a bias; also b1 of a flat tree and bias_hh of a recurrent layer.
 _NAME = re.compile(r".*bias.*|b_?\d*")
@@ -22,14 +22,14 @@ def is_bias(path: Path, leaf: Any) -> bool:
 def with_biases(vectors: VectorRule | str = "flax") -> VectorRule:
     """A rule that permutes biases, too: each bias is a weight vector of its own (Section 5.1).
 
-    A bias is a parameter of rank 1 that is called so (`bias`, `b`, `b1`), or an unnamed one. All
-    other parameters are left to the rule; so are biases that the rule knows.
+    A bias is a parameter of rank 1 with such a name (`bias`, `b`, `b1`), or an unnamed one. The
+    rule decides about all other parameters.
 
     Args:
         vectors: the rule for all other parameters, or its name.
 
     Returns:
-        A rule `(path, leaf) -> axes`, for `sgperm` and all that takes `vectors`.
+        A rule `(path, leaf) -> axes`, for every argument `vectors`.
 
     Raises:
         TypeError: If `vectors` is not a rule.
@@ -51,7 +51,7 @@ class _WithBiases:
 
     vectors: VectorRule | str
 
-    def __call__(self, path: Path, leaf: Any) -> Axes:
+    def __call__(self, path: Path, leaf: Any) -> AxesLike:
         if np.ndim(leaf) == 1 and is_bias(path, leaf):
             return (0,)
         return axes_of(self.vectors, path, leaf)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from p2t_jax._vectors.paths import Axes, Path, VectorRule, is_index, positions
+from p2t_jax._vectors.paths import AxesLike, Path, VectorRule, is_index, positions
 from p2t_jax._vectors.rules import STACK_MARK, equinox_vectors, flax_vectors, haiku_vectors
 
 _Struct: Any = jax.ShapeDtypeStruct  # JAX leaves its constructor untyped.
@@ -28,13 +28,15 @@ def named_rule(name: str) -> VectorRule:
     return RULES[name]
 
 
-def as_rule(vectors: VectorRule | str | Axes) -> VectorRule | Axes:
+def as_rule(vectors: VectorRule | str | AxesLike) -> VectorRule | AxesLike:
     """A rule for its name; anything else as it is."""
     return named_rule(vectors) if isinstance(vectors, str) else vectors
 
 
 def named_vectors(
-    table: Mapping[str, VectorRule | str | Axes], *, otherwise: VectorRule | str | Axes = "flax"
+    table: Mapping[str, VectorRule | str | AxesLike],
+    *,
+    otherwise: VectorRule | str | AxesLike = "flax",
 ) -> VectorRule:
     """A rule from a table of names.
 
@@ -43,8 +45,8 @@ def named_vectors(
     that fit, the longest decides.
 
     Args:
-        table: For each name the axes, None for what is not permuted, or a rule or its name.
-        otherwise: The same for all other parameters.
+        table: for each name the axes, None for what is not permuted, or a rule or its name.
+        otherwise: the same for all other parameters.
 
     Returns:
         The rule. If nothing in a tree has one of the names, resolving it is an error.
@@ -74,12 +76,12 @@ class NamedVectors:
     table: tuple[tuple[str, Any], ...]
     otherwise: Any
 
-    def __call__(self, path: Path, leaf: Any) -> Axes:
+    def __call__(self, path: Path, leaf: Any) -> AxesLike:
         fitting = [entry for entry in self.table if _fits(entry[0], path)]
         # Of equally long names, the one with fewer wildcards.
         fitting.sort(key=lambda entry: (entry[0].count("/"), len(entry[0].replace("*", ""))))
         axes = as_rule(fitting[-1][1] if fitting else self.otherwise)
-        found: Axes = axes(path, leaf) if callable(axes) else axes
+        found: AxesLike = axes(path, leaf) if callable(axes) else axes
         return found
 
     def unused(self, paths: list[Path]) -> list[str]:
@@ -103,10 +105,10 @@ def stacked(rule: VectorRule | str, axis: int = 0) -> VectorRule:
     it for the paths of the stack only: elsewhere it would take a parameter's own axis for it.
 
     Args:
-        rule: The rule of a single layer, or its name. Linen's `Scan`/`Vmap` and Haiku's
+        rule: the rule of a single layer, or its name. Linen's `Scan`/`Vmap` and Haiku's
             `__layer_stack`, where they are the only sign of the stack, are taken off the path it is
             given.
-        axis: The stack's axis in the parameter.
+        axis: the stack's axis in the parameter.
 
     Returns:
         The rule of the stack.
@@ -134,7 +136,7 @@ class _Stacked:
     rule: VectorRule
     axis: int
 
-    def __call__(self, path: Path, leaf: Any) -> Axes:
+    def __call__(self, path: Path, leaf: Any) -> AxesLike:
         shape = np.shape(leaf)
         (stack,) = positions(self.axis, path, leaf, "the stack's axis")
         layer = _Struct(shape[:stack] + shape[stack + 1 :], leaf.dtype)

@@ -1,13 +1,13 @@
-"""What single equations of a traced program do to the values that go into them."""
+"""What single equations of a traced programme do to the values that go into them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.extend.core import Literal
 
+from p2t_jax._host.internals import is_literal, is_traced
+from p2t_jax._vectors import sums
 from p2t_jax._vectors import uses as meaning
 from p2t_jax._vectors.origins import (
     CONDITIONAL,
@@ -30,7 +30,7 @@ def constant(const: Any) -> Value:
     """A constant: known to be 0 to n - 1 along an axis, as a one-hot encoding compares with."""
     shape = np.shape(const)
     long = [axis for axis, n in enumerate(shape) if n > 1]
-    if len(long) != 1 or np.size(const) > 10**6 or isinstance(const, Tracer):
+    if len(long) != 1 or np.size(const) > 10**6 or is_traced(const):
         return CONSTANT
     if not jnp.issubdtype(const.dtype, np.number):
         return CONSTANT
@@ -109,7 +109,7 @@ def _slice(eqn: Any, ins: list[Value], uses: Uses) -> Value:
 
 def _dynamic_slice(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     value, *indices = ins
-    where = str([var.val if isinstance(var, Literal) else "?" for var in eqn.invars[1:]])
+    where = str([var.val if is_literal(var) else "?" for var in eqn.invars[1:]])
     out = meaning.sliced(value, shape_of(eqn.outvars[0]), shape_of(eqn.invars[0]), where)
     return meaning.looked_up(out, any(v.depends for v in indices), uses)
 
@@ -176,12 +176,12 @@ def _dot_general(eqn: Any, ins: list[Value], uses: Uses) -> Value:
         {i: j for j, i in enumerate(order[1])}
         | {i: len(order[0]) + j for j, i in enumerate(free[1])},
     )
-    return meaning.contraction(ins[0], ins[1], contracted, places, rank_of(eqn.outvars[0]), uses)
+    return sums.contraction(ins[0], ins[1], contracted, places, rank_of(eqn.outvars[0]), uses)
 
 
 def _ragged(eqn: Any, left: Value, right: Value, contracted: Any, uses: Uses) -> Value:
     rank = rank_of(eqn.outvars[0])
-    return meaning.contraction(left, right, contracted, ({}, {}), rank, uses)
+    return sums.contraction(left, right, contracted, ({}, {}), rank, uses)
 
 
 def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
@@ -195,7 +195,7 @@ def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     image_dims = tuple(numbers.lhs_spec[1:])
     kernel_dims = tuple(numbers.rhs_spec[1:])
     rank = rank_of(eqn.outvars[0])
-    return meaning.contraction(image, kernel, (image_dims, kernel_dims), ({}, {}), rank, uses)
+    return sums.contraction(image, kernel, (image_dims, kernel_dims), ({}, {}), rank, uses)
 
 
 def resized(value: Value, old: Sequence[int], new: Sequence[int]) -> Value:

@@ -1,10 +1,10 @@
-"""Follows parameters through a traced program to where they meet what depends on its inputs."""
+"""Follows parameters through a traced programme to where they meet what depends on its inputs."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from jax.extend.core import Literal
-
+from p2t_jax._host.internals import is_literal
+from p2t_jax._vectors import sums
 from p2t_jax._vectors import uses as meaning
 from p2t_jax._vectors.control import CONTROL
 from p2t_jax._vectors.equations import RULES, broadcast_ones, constant
@@ -14,15 +14,15 @@ from p2t_jax._vectors.uses import Use, Uses
 
 
 class Flow:
-    """One walk through a program; `uses` are the uses of its parameters that it finds."""
+    """One walk through a programme; `uses` are the uses of its parameters that it finds."""
 
     def __init__(self) -> None:
         self.uses = Uses()
         self._seen: dict[Any, tuple[tuple[Value, ...], frozenset[Use]]] = {}
-        self._alive: list[Any] = []  # or an id might come again
+        self._alive: list[Any] = []  # keeps ids unique: one may be used again after its object
 
     def run(self, closed: Any, values: Sequence[Value]) -> list[Value]:
-        """What a program makes of values; where it repeats, it is not walked through again."""
+        """What a programme makes of values; where it repeats, it is not walked through again."""
         jaxpr = getattr(closed, "jaxpr", closed)
         names = list(dict.fromkeys(p for v in values for p, _ in v.parameters))
         local = {p: i for i, p in enumerate(names)}
@@ -43,7 +43,7 @@ class Flow:
         known.update(zip(jaxpr.invars, values, strict=True))
 
         def read(var: Any) -> Value:
-            return constant(var.val) if isinstance(var, Literal) else known[var]
+            return constant(var.val) if is_literal(var) else known[var]
 
         for eqn in jaxpr.eqns:
             outs = self._apply(eqn, [read(var) for var in eqn.invars])
@@ -53,12 +53,12 @@ class Flow:
     def _apply(self, eqn: Any, ins: list[Value]) -> list[Value]:
         name, outs = eqn.primitive.name, len(eqn.outvars)
         if name.startswith(NOISE):
-            return [CONSTANT] * outs  # Noise is no input.
+            return [CONSTANT] * outs  # Noise is not an input.
         if name not in _LOOKED_INTO and not any(v.origins for v in ins):
             return [DATA if any(v.depends for v in ins) else CONSTANT] * outs
         try:
             known = self._known(name, eqn, ins)
-        except (AttributeError, KeyError):  # Another version of JAX may describe it otherwise.
+        except (AttributeError, KeyError):  # Another version of JAX may describe it differently.
             known = None
         return meaning.swallowed(name, ins, outs, self.uses) if known is None else known
 
@@ -72,13 +72,13 @@ class Flow:
         if name in ELEMENTWISE:
             return [meaning.elementwise(name, broadcast_ones(eqn, ins), self.uses)]
         if name in REDUCTIONS:
-            return [meaning.reduced(name, ins[0], eqn.params["axes"], self.uses)]
+            return [sums.reduced(name, ins[0], eqn.params["axes"], self.uses)]
         if len(eqn.outvars) == len(ins) and name in COLLECTIVES:
             return [meaning.elementwise(name, [value], self.uses) for value in ins]
         return ins if len(eqn.outvars) == len(ins) and name in IDENTITY else None
 
 
-# What values without origins in parameters may get one-hot encodings from, and programs.
+# Where values without origins in parameters matter: one-hot encodings, and what has a programme.
 _LOOKED_INTO = {*CALLS, *CONTROL, *RULES, "eq"}
 
 

@@ -26,9 +26,9 @@ def infer_vectors(
     A parameter that is looked up, or added or multiplied element by element, has none.
 
     Parameters are followed through reshapes, transposes, casts, slices, padding, concatenation,
-    masks, products with other parameters, and into scans, loops, branches, remat and jit. What is
-    not clear is asked, in one error: contradicting uses, no use, parameters that only meet each
-    other, operations that are not known.
+    masks, products with other parameters, and into scans, loops, branches, remat and jit. One
+    error lists all parameters that are not clear: contradicting uses, no use, parameters that only
+    meet each other, unknown operations.
 
     Args:
         fn: the forward pass or the loss, `fn(params, *inputs)`, of any framework.
@@ -60,7 +60,7 @@ def infer_vectors(
     fallback = (
         [None] * len(leaves)
         if otherwise is None
-        else [spec for *_, spec in pair(otherwise, params)]
+        else [spec for *_, spec in pair(otherwise, params, "otherwise")]
     )
     found: list[tuple[int, ...] | None] = []
     unknown = []
@@ -94,8 +94,8 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any) -> dict[int, list[U
 
     if not traced:
         raise ValueError(
-            "inputs: expected arrays, or their shapes, that fn is given besides params, got "
-            f"{inputs!r}. What fn closes over is a constant to it."
+            "inputs: expected arrays, or their shapes, as the other arguments of fn, got "
+            f"{inputs!r}. What fn closes over counts as a constant."
         )
     closed = jax.make_jaxpr(flat)(arrays, traced)
     values = [
@@ -119,7 +119,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _is_parameter(leaf: Any) -> bool:
-    """Scalars have no axes, and integers are no weights."""
+    """Scalars have no axes, and integers are not weights."""
     return _is_array(leaf) and np.ndim(leaf) > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 

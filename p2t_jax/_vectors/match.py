@@ -1,4 +1,4 @@
-"""Where the weight vectors lie in a parameter (Section 1.1).
+"""Which axes of a parameter form its weight vectors (Section 1.1).
 
 A *weight vector* is the incoming weights of one neuron. A spec names the axis or axes along which
 a vector runs, every other axis enumerates vectors, and `None` leaves a parameter alone::
@@ -40,15 +40,14 @@ def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None,
 
     The spec is a rule `(path, leaf) -> axes`, the name of one ("flax", "equinox" or "haiku"), or a
     tree of axes that is a prefix of `tree`: an int, a tuple or list of ints, None, a rule or its
-    name stands for all that lies below it. The nodes are matched
-    by the names of their children, not by type: a dict fits an nnx `State`, with its Variables or
-    without. A tuple or list is structure where `tree` has a tuple or list (or nnx `List`) there,
-    and axes anywhere else. A node of `tree` without leaves (`optax.MaskedNode()`, None) fits
-    anything and yields nothing.
+    name stands for the whole subtree. Nodes are matched by the names of their children, not by
+    type: a dict fits an nnx `State`, with its Variables or without. A tuple or list is structure
+    where `tree` has a tuple or list (or nnx `List`), and axes anywhere else. A node of `tree`
+    without leaves (`optax.MaskedNode()`, None) fits anything and yields nothing.
 
     Args:
-        vectors: The spec.
-        tree: Parameters, or anything of their structure, shapes and dtypes.
+        vectors: the spec.
+        tree: parameters, or anything of their structure, shapes and dtypes.
 
     Returns:
         For each of `jax.tree.leaves(tree)` the axes, non-negative and ascending, or None.
@@ -123,12 +122,12 @@ def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
 class VectorAxes(NamedTuple):
     """The axes of a tree's weight vectors, as an optimizer state remembers them.
 
-    It is part of the state's structure, not an array, and holds one string, so that it can be
-    compared, pickled and serialized by anything, and nobody can change it. It is a rule, too:
+    It is part of the state's structure, not an array. It holds one immutable string, so that
+    everything can compare, pickle and serialize it. It is also a rule:
     `walk(weights, state.vectors)` gives the leaves with the axes that they had.
 
     `optax.tree.map_params` initializes the state once more, with a placeholder for the parameters,
-    and wants the same structure back. So the axes of a tree without leaves are equal to any.
+    and expects the same structure. So the axes of a tree without leaves are equal to any.
 
     Attributes:
         axes_by_path: a JSON object of axes, or null for what is not permuted, by path.
@@ -185,8 +184,20 @@ jax.export.register_pytree_node_serialization(
 )
 
 
-def pair(spec: Any, tree: Any, at: Path = ()) -> Iterator[tuple[Path, Any, Any]]:
-    """Yields the path and leaf of every leaf of `tree`, and the rule or axes that `spec` has."""
+def pair(
+    spec: Any, tree: Any, name: str = "vectors", at: Path = ()
+) -> Iterator[tuple[Path, Any, Any]]:
+    """Yields the path and leaf of every leaf of `tree`, and what a (prefix) tree has for it.
+
+    Args:
+        spec: a tree of rules, of axes or of anything else, or one entry for the whole tree.
+        tree: the parameters.
+        name: the argument that `spec` came in, for the error.
+        at: the path of both, for the error.
+
+    Raises:
+        ValueError: If the trees do not match.
+    """
     spec, tree = unboxed(spec), unboxed(tree)
     parts, nodes = children(spec), children(tree)
     names = [key_name(key) for key, _ in nodes]
@@ -201,10 +212,10 @@ def pair(spec: Any, tree: Any, at: Path = ()) -> Iterator[tuple[Path, Any, Any]]
         by_name = {key_name(key): part for key, part in parts}
         if by_name.keys() != set(names):
             raise ValueError(
-                f"vectors: the tree of axes does not match the parameters at {show(at)}: they have "
-                f"{names}, vectors has {list(by_name)}. Give every one of them an entry (None for "
-                "'not permuted'), or a single entry for the whole subtree. Inside a tuple or list "
-                "of parameters, a tuple is read as structure, not as axes."
+                f"{name}: does not match params at {show(at)}: expected {names}, got "
+                f"{list(by_name)}. Give each an entry, which may be None, or a single entry for "
+                "the whole subtree. Inside a tuple or list of parameters, a tuple is read as "
+                "structure, not as axes."
             )
         for key, node in nodes:
-            yield from pair(by_name[key_name(key)], node, (*at, key_name(key)))
+            yield from pair(by_name[key_name(key)], node, name, (*at, key_name(key)))

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 Path: TypeAlias = tuple[str, ...]
-Axes: TypeAlias = int | Sequence[int] | None
-VectorRule: TypeAlias = Callable[[Path, Any], Axes]
+AxesLike: TypeAlias = int | Sequence[int] | None
+VectorRule: TypeAlias = Callable[[Path, Any], AxesLike]
 
 
 class LayerPath(tuple[str, ...]):
@@ -156,11 +156,3 @@ def positions(axes: Any, path: Path, leaf: Any, what: str = "axes") -> tuple[int
 def show(path: Path) -> str:
     """A path as errors show it."""
     return "/".join(path) or "the root of the tree"
-
-
-# What the optimizers use until they walk trees with `named_leaves`.
-def path_names(key_path: Sequence[Any]) -> Path:
-    """Turns a JAX key path into plain names; an attribute `value` at its end is dropped."""
-    last = key_path[-1] if len(key_path) else None
-    boxed = isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value"
-    return tuple(map(key_name, key_path[:-1] if boxed else key_path))

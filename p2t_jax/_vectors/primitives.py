@@ -12,10 +12,9 @@ ELEMENTWISE = {
     *("erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma"),
     *("igammac", "imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p"),
     *("logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or"),
-    *("polygamma", "population_count"),
-    *("pow", "real"),
-    *("reduce_precision", "regularized_incomplete_beta", "rem", "round", "rsqrt"),
-    *("shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin"),
+    *("polygamma", "population_count", "pow", "real", "reduce_precision"),
+    *("regularized_incomplete_beta", "rem", "round", "rsqrt", "shift_left"),
+    *("shift_right_arithmetic", "shift_right_logical", "sign", "sin"),
     *("sinh", "sqrt", "square", "sub", "tan", "tanh", "xor", "zeta"),
 }
 
@@ -37,7 +36,7 @@ REDUCTIONS = {
     *("reduce_prod", "reduce_sum", "reduce_xor"),
 }
 
-# The parameter in which a primitive has the program that it calls with its operands.
+# The parameter in which a primitive has the programme that it calls with its operands.
 CALLS = {
     **dict.fromkeys(("checkpoint", "composite", "jit", "pjit", "remat", "remat2"), "jaxpr"),
     **dict.fromkeys(("closed_call", "core_call", "custom_jvp_call"), "call_jaxpr"),
@@ -46,5 +45,5 @@ CALLS = {
     "custom_vmap_call": "call",
 }
 
-# Random numbers: they are made of keys, but are no input.
+# Random numbers: made of keys, they are not inputs.
 NOISE = ("random_", "rng_", "threefry")

@@ -1,6 +1,6 @@
 """Rules by name, for when there is no function to infer from: Flax, Equinox and Haiku.
 
-They ask where a name and a shape fit more than one layer, and are never to be wrong.
+Where a name and a shape fit more than one layer, a rule asks: it must never be wrong.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from p2t_jax._vectors.ask import UnknownVectorsError
-from p2t_jax._vectors.paths import Axes, Path, layer_class
+from p2t_jax._vectors.paths import AxesLike, Path, layer_class
 
 # What Linen (ScanBlock_0, VmapBlock_0) and Haiku call a stack of layers that got no name.
 STACK_MARK = re.compile(r"\b(Scan|Vmap)(?=[A-Z])|__layer_stack")
@@ -29,7 +29,7 @@ _MAYBE_NORM = re.compile(r"norm|^(ln|bn|gn|rms)_?\d*$")
 _MAYBE_TRANSPOSED = re.compile(r"trans|deconv|upconv|up_conv|conv_?up|tconv|convt")
 
 
-def flax_vectors(path: Path, leaf: Any) -> Axes:
+def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     """The rule for Flax, Linen and nnx: a kernel's inputs precede its outputs.
 
     The first line that fits decides. *Module* is the closest name before the parameter's own that
@@ -51,21 +51,22 @@ def flax_vectors(path: Path, leaf: Any) -> Axes:
     anything else                                         2+    *error*: which axes?
     ====================================================  ====  ====================================
 
-    A convolution is asked for if its name says transposed, depthwise or local, or if its sizes are
-    neither equal nor 1, which a stack of smaller ones has, too. Attention is one of Linen's own
-    names (`MultiHeadDotProductAttention_0`), or a kernel in which heads times their size is the
-    number of features. A stack of layers under a name of your own looks like a single layer with
-    one more dimension: use `infer_vectors`, or wrap the rule in `stacked` for such paths.
+    The rule asks about a convolution whose name says transposed, depthwise or local, and about
+    one whose sizes are neither equal nor 1, since a stack of smaller ones looks the same. Attention
+    is one of Linen's own names (`MultiHeadDotProductAttention_0`), or a kernel in which heads times
+    their size is the number of features. A stack of layers under a name of your own looks like a
+    single layer with one more dimension: use `infer_vectors`, or wrap the rule in `stacked` for
+    such paths.
 
     Args:
-        path: The parameter's path in plain names.
-        leaf: The parameter, or anything with its `shape`.
+        path: the parameter's path in plain names.
+        leaf: the parameter, or anything with its `shape`.
 
     Returns:
         The axes of a weight vector, or None.
 
     Raises:
-        ValueError: If name and shape do not tell where the vectors lie.
+        ValueError: If name and shape do not determine the axes.
 
     Example:
         >>> flax_vectors(("Conv_0", "kernel"), np.zeros((3, 3, 8, 16)))
@@ -90,7 +91,7 @@ def flax_vectors(path: Path, leaf: Any) -> Axes:
     raise _unknown("flax_vectors", path, leaf)
 
 
-def _flax_convolution(path: Path, shape: tuple[int, ...], module: str) -> Axes:
+def _flax_convolution(path: Path, shape: tuple[int, ...], module: str) -> AxesLike:
     rank, sizes = len(shape), shape[:-2]
     own_name = next((n for n in reversed("/".join(path).split("/")[:-1]) if not n.isdigit()), "")
     if re.fullmatch(r"ConvLocal_\d+", own_name):
@@ -109,7 +110,7 @@ def _flax_convolution(path: Path, shape: tuple[int, ...], module: str) -> Axes:
     return None
 
 
-def _flax_attention(path: Path, shape: tuple[int, ...], module: str) -> Axes:
+def _flax_attention(path: Path, shape: tuple[int, ...], module: str) -> AxesLike:
     names = "/".join(path).split("/")
     if not re.search("att|mha", "/".join(path).lower()):
         return None
@@ -122,17 +123,17 @@ def _flax_attention(path: Path, shape: tuple[int, ...], module: str) -> Axes:
 
 
 def _one_size(sizes: tuple[int, ...]) -> bool:
-    """Whether these may be the sizes of a kernel, but not a stack's and those of its layers."""
+    """Whether all sizes but 1 are equal: those of a kernel, not of a stack and its layers."""
     return len(set(sizes) - {1}) <= 1
 
 
-def equinox_vectors(path: Path, leaf: Any) -> Axes:
+def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
     """The rule for Equinox, whose weights have their outputs first.
 
     Where the tree has its modules, as `eqx.filter(model, eqx.is_array)` has, the classes of
     Equinox's layers decide: `Linear`, `Conv`, `ConvTranspose`, `GRUCell`, `LSTMCell`, or a
     subclass, have weight vectors, all but axis 0 of their weights; `Embedding` and normalizations
-    have none. Else, and for parameters of modules of your own, the first line that fits decides;
+    have none. Otherwise, and for modules of your own, the first line that fits decides;
     *module* as in `flax_vectors`.
 
     ====================================================  ====  ====================================
@@ -149,17 +150,17 @@ def equinox_vectors(path: Path, leaf: Any) -> Axes:
     ====================================================  ====  ====================================
 
     Convolutions that `eqx.filter_vmap` has stacked look like convolutions of one more dimension:
-    they are asked for, unless their sizes happen to be equal.
+    the rule asks about them, unless their sizes happen to be equal.
 
     Args:
-        path: The parameter's path in plain names.
-        leaf: The parameter, or anything with its `shape`.
+        path: the parameter's path in plain names.
+        leaf: the parameter, or anything with its `shape`.
 
     Returns:
         The axes of a weight vector, or None.
 
     Raises:
-        ValueError: If name and shape do not tell where the vectors lie.
+        ValueError: If name and shape do not determine the axes.
 
     Example:
         >>> equinox_vectors(("mlp", "layers", "0", "weight"), np.zeros((16, 8)))
@@ -187,7 +188,7 @@ def equinox_vectors(path: Path, leaf: Any) -> Axes:
     raise _unknown("equinox_vectors", path, leaf)
 
 
-def _equinox_layer(path: Path, leaf: Any, layer: Any) -> Axes:
+def _equinox_layer(path: Path, leaf: Any, layer: Any) -> AxesLike:
     """The axes of a parameter of one of Equinox's own layers."""
     kind, name, rank = layer_class(layer), path[-1], np.ndim(leaf)
     if not name.startswith("weight") or kind not in (
@@ -201,7 +202,7 @@ def _equinox_layer(path: Path, leaf: Any, layer: Any) -> Axes:
     return _all_but(0, rank)
 
 
-def haiku_vectors(path: Path, leaf: Any) -> Axes:
+def haiku_vectors(path: Path, leaf: Any) -> AxesLike:
     """The rule for Haiku: inputs precede outputs, except in a transposed convolution.
 
     The first line that fits decides; *module* is the last part of Haiku's module name.
@@ -219,14 +220,14 @@ def haiku_vectors(path: Path, leaf: Any) -> Axes:
     ====================================================  ====  ====================================
 
     Args:
-        path: The parameter's path in plain names.
-        leaf: The parameter, or anything with its `shape`.
+        path: the parameter's path in plain names.
+        leaf: the parameter, or anything with its `shape`.
 
     Returns:
         The axes of a weight vector, or None.
 
     Raises:
-        ValueError: If name and shape do not tell where the vectors lie.
+        ValueError: If name and shape do not determine the axes.
 
     Example:
         >>> haiku_vectors(("net/~/conv2_d_transpose", "w"), np.zeros((3, 3, 16, 8)))
@@ -262,7 +263,7 @@ def _refuse_stack(rule: str, path: Path, leaf: Any) -> None:
     """Stops where an axis of a kernel may be that of a stack."""
     if np.ndim(leaf) > 2 and any(map(STACK_MARK.search, path)):
         name = rule.removesuffix("_vectors")
-        why = f'by its path it may be in a stack of layers; if so, p2t_jax.stacked("{name}") is it'
+        why = f'by its path it may be in a stack of layers; if so, use p2t_jax.stacked("{name}")'
         raise UnknownVectorsError(rule, path, leaf, why)
 
 

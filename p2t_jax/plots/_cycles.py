@@ -45,8 +45,8 @@ def permissible_movements(
         weights: w, of shape (n,).
         recommendations: r, of shape (n,).
         aggressiveness: :math:`\alpha \in (0, 1]`.
-        subset: Indices or a boolean mask; all by default.
-        lower: What :math:`\ell` is. With "mean" it is A / m for the m weights of the subset that
+        subset: indices or a boolean mask; all by default.
+        lower: what :math:`\ell` is. With "mean" it is A / m for the m weights of the subset that
             take part, with "smallest" the smallest distance between two of them.
 
     Returns:
@@ -100,17 +100,17 @@ def chords(
     keep their weight have no coloured arrow. `ax.legend()` explains the colours.
 
     Args:
-        weights: The weight vector before the permutation, of shape (n,).
-        source: Where each weight comes from, of shape (n,): the weights become
+        weights: the weight vector before the permutation, of shape (n,).
+        source: where each weight comes from, of shape (n,): the weights become
             `weights[source]`. A row of a leaf of `p2t_jax.permutations.permutation_of`.
-        recommendations: If given, of shape (n,): vertices are turquoise where it is positive, gold
+        recommendations: if given, of shape (n,): vertices are turquoise where it is positive, gold
             where it is negative and white elsewhere. Otherwise they are dark grey.
-        permissible: If given, the permissible movements: an array of shape (k, 2), see
+        permissible: if given, the permissible movements: an array of shape (k, 2), see
             `permissible_movements`.
-        subset: The places to draw: indices or a boolean mask; all by default. Weights must not move
+        subset: the places to draw: indices or a boolean mask; all by default. Weights must not move
             in or out of it.
-        seed: Seed of the colours.
-        ax: Where to draw.
+        seed: seed of the colours.
+        ax: where to draw.
 
     Returns:
         The Axes, with its axis off; its patches are the arrows.

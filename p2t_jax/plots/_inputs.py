@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from p2t_jax import _leaves
-from p2t_jax._vectors import Axes as VectorAxes
+from p2t_jax._vectors import AxesLike
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -76,7 +76,7 @@ def subset_places(subset: Any, n: int) -> npt.NDArray[np.int64]:
     return places("subset", array, n)
 
 
-def weight_matrix(weights: Any, vectors: VectorAxes) -> Array:
+def weight_matrix(weights: Any, vectors: AxesLike) -> Array:
     """The weight matrix of a parameter (Section 1.1): each column is a weight vector.
 
     Without a path no rule can tell, so None is the layout of kernels in JAX: all axes but the last.

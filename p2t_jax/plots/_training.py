@@ -32,13 +32,13 @@ def learning_curve(
     reconnected)": 1500}`. Labels in `COLORS` have their colour from there.
 
     Args:
-        batches: Mini-batches before each evaluation, ascending, of shape (t,).
-        accuracy: Of shape (t,), or (runs, t).
-        label: The curve's name in the legend.
-        phases: Instead of `label`, the names of the phases and the mini-batch at which each begins,
+        batches: mini-batches before each evaluation, ascending, of shape (t,).
+        accuracy: of shape (t,), or (runs, t).
+        label: the curve's name in the legend.
+        phases: instead of `label`, the names of the phases and the mini-batch at which each begins,
             ascending. The first begins no later than the curve.
-        ax: Where to draw.
-        **options: For `Axes.plot`.
+        ax: where to draw.
+        **options: for `Axes.plot`.
 
     Returns:
         The Axes; it has a line, and for several runs a band, for each phase.
@@ -120,12 +120,12 @@ def animate(
     Keep the result and save it: `animation.save("weights.gif", writer="pillow")`.
 
     Args:
-        frames: The weight vector at several times, of shape (frames, n).
-        shape: Rows and columns of the picture.
-        batches: If given, the mini-batches before each frame, for the title.
-        interval: Milliseconds per frame.
-        ax: Where to draw.
-        **options: For `weight_vector`.
+        frames: the weight vector at several times, of shape (frames, n).
+        shape: rows and columns of the picture.
+        batches: if given, the mini-batches before each frame, for the title.
+        interval: milliseconds per frame.
+        ax: where to draw.
+        **options: for `weight_vector`.
 
     Returns:
         The animation.

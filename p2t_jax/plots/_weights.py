@@ -11,8 +11,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 
 from p2t_jax import _leaves
-from p2t_jax._vectors import Axes as VectorAxes
-from p2t_jax._vectors import VectorSpec
+from p2t_jax._vectors import AxesLike, VectorSpec
 from p2t_jax.plots import _inputs
 from p2t_jax.plots._inputs import Array
 
@@ -20,7 +19,7 @@ from p2t_jax.plots._inputs import Array
 def profile(
     weights: Any,
     *,
-    vectors: VectorAxes = None,
+    vectors: AxesLike = None,
     sort: bool = True,
     subset: Any = None,
     max_points: int = 100_000,
@@ -35,16 +34,16 @@ def profile(
     Unsorted, it is at (place, weight) and looks like noise (Figure 1a).
 
     Args:
-        weights: A parameter of any rank, or a single weight vector.
-        vectors: The axis or axes along which weight vectors run; by default all but the last, as in
+        weights: a parameter of any rank, or a single weight vector.
+        vectors: the axis or axes along which weight vectors run; by default all but the last, as in
             dense and convolutional kernels of Flax and Haiku.
-        sort: Whether to sort each vector.
-        subset: Places of a single vector to mark in black, such as a random partition (Figure 4,
+        sort: whether to sort each vector.
+        subset: places of a single vector to mark in black, such as a random partition (Figure 4,
             right): indices, or a boolean mask.
-        max_points: Of a larger parameter, this many weights are drawn, chosen at random.
-        seed: Seed of the colours and of this choice.
-        ax: Where to draw.
-        **options: For `Axes.scatter`.
+        max_points: of a larger parameter, this many weights are drawn, chosen at random.
+        seed: seed of the colours and of this choice.
+        ax: where to draw.
+        **options: for `Axes.scatter`.
 
     Returns:
         The Axes.
@@ -103,10 +102,10 @@ def profiles(
     """Draws the profiles of every parameter of a tree that has weight vectors (Figure 2).
 
     Args:
-        params: The parameters.
-        vectors: Which axes form weight vectors: a rule or a (prefix) tree of axes.
-        axs: As many Axes as there are such parameters, or None for a new figure.
-        **options: For `profile`.
+        params: the parameters.
+        vectors: which axes form weight vectors: a rule or a (prefix) tree of axes.
+        axs: as many Axes as there are such parameters, or None for a new figure.
+        **options: for `profile`.
 
     Returns:
         The Axes, in an array of rank 1. Each has the path of its parameter as title.
@@ -169,11 +168,11 @@ def weight_vector(
 
     Args:
         vector: n weights, of any rank, in row-major order. NaN is left blank.
-        shape: Rows and columns of the picture, with product n: (28, 28) for images of MNIST.
-        subset: Places to mark with black boxes, such as a random partition (Figure 4, left):
+        shape: rows and columns of the picture, with product n: (28, 28) for images of MNIST.
+        subset: places to mark with black boxes, such as a random partition (Figure 4, left):
             indices, or a boolean mask.
-        ax: Where to draw.
-        **options: For `Axes.imshow`: `cmap`, `vmin`, `vmax`.
+        ax: where to draw.
+        **options: for `Axes.imshow`: `cmap`, `vmin`, `vmax`.
 
     Returns:
         The Axes; its last image is the heat map, for `plt.colorbar`.
@@ -202,7 +201,7 @@ def weight_vector(
 
 
 def connections(
-    weights: Any, *, vectors: VectorAxes = None, ax: Axes | None = None, **options: Any
+    weights: Any, *, vectors: AxesLike = None, ax: Axes | None = None, **options: Any
 ) -> Axes:
     """Draws a weight matrix as a heat map with zeros left blank: its connections (Figure 13).
 
@@ -211,11 +210,11 @@ def connections(
     (Figure 14), limit the axes, for instance `ax.set(xlim=(50, 150), ylim=(400, 300))`.
 
     Args:
-        weights: A parameter of any rank.
-        vectors: The axis or axes along which weight vectors run; by default all but the last, as in
+        weights: a parameter of any rank.
+        vectors: the axis or axes along which weight vectors run; by default all but the last, as in
             dense and convolutional kernels of Flax and Haiku.
-        ax: Where to draw.
-        **options: For `Axes.imshow`: `cmap`, `vmin`, `vmax`.
+        ax: where to draw.
+        **options: for `Axes.imshow`: `cmap`, `vmin`, `vmax`.
 
     Returns:
         The Axes; its last image is the heat map, a masked array, for `plt.colorbar`.

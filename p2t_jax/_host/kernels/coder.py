@@ -21,7 +21,7 @@ _FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 @jit
 def _alphabet(row: Any, single: Any, place: Any, tied: Any, left: Any, tree: Any) -> Any:
-    """Split a sorted row into weights that occur once and weights that are tied.
+    """Splits a sorted row into weights that occur once and weights that are tied.
 
     `single` holds the positions of the former in the row; `tied`, from 1, the first position of
     each of the latter, `left` how often it occurs, `tree` the Fenwick tree of `left`. `place` is
@@ -68,7 +68,7 @@ def _scratch(n: Any) -> Any:
 
 @jit
 def _rank(row: Any, sorted_row: Any, ranks: Any, words: Any, scratch: Any, counts: Any) -> Any:
-    """Find the weights of `row` in `sorted_row`; False if they are not the same weights."""
+    """Finds the weights of `row` in `sorted_row`; False if they are not the same weights."""
     n = row.size
     shift = np.uint64(max(0, 8 * row.itemsize - 32))
     for i in range(n):
@@ -211,7 +211,7 @@ def encode_rows(sorted_rows: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.uin
 
     Args:
         sorted_rows: (m, n) C-contiguous unsigned integers, n < 2^31, each row ascending.
-        rows: Of the same shape and dtype, each row a permutation of the sorted one.
+        rows: of the same shape and dtype, each row a permutation of the sorted one.
 
     Returns:
         The words of the code; or the number of the first row that is not a permutation.
@@ -223,11 +223,11 @@ def encode_rows(sorted_rows: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.uin
 
 
 def decode_rows(sorted_rows: NDArray[Any], words: NDArray[np.uint32], out: NDArray[Any]) -> bool:
-    """Write to `out` the rows that `encode_rows` was given; safe with any words.
+    """Writes to `out` the rows that `encode_rows` was given; safe with any words.
 
     Args:
-        sorted_rows: As given to `encode_rows`.
-        words: The words of the code.
+        sorted_rows: as given to `encode_rows`.
+        words: the words of the code.
         out: (m, n) C-contiguous, of the same dtype; written.
 
     Returns:

@@ -88,7 +88,7 @@ def search(
 
     Args:
         theta: (outer, n, inner) C-contiguous: the weights, float16, bfloat16, float32 or float64.
-        r: alike, float32 or float64: the recommendations.
+        r: of the same shape, float32 or float64: the recommendations.
         alpha: (outer, 1, inner): the aggressiveness. A vector with 0 stays as it is.
         partition_ratio: (outer, 1, inner): lambda.
         seed: (outer, 1, inner): what the random numbers of a vector are drawn from.

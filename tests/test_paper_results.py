@@ -54,12 +54,12 @@ def test_a_record_is_of_a_whole_run_and_says_what_made_it(path):
 
 def test_with_tables_replaces_what_stands_between_the_markers():
     page = (
-        "a\n<!-- table: w -->\n\n<!-- end -->\nA\n<!-- table: x -->\n\nold\n\n<!-- end -->\n\nb\n"
-        "<!-- table: y -->\n<!-- end -->\n"
+        "one\n<!-- table: w -->\n\n<!-- end -->\ntwo\n<!-- table: x -->\n\nold\n\n<!-- end -->\n"
+        "six\n<!-- table: y -->\n<!-- end -->\n"
     )
     new = results.with_tables(page, {"w": "| 0 |", "x": "| 1 |", "y": "| 2 |"})
     assert "old" not in new
-    parts = ["a", "| 0 |", "A", "| 1 |", "b", "| 2 |"]
+    parts = ["one", "| 0 |", "two", "| 1 |", "six", "| 2 |"]
     assert sorted(parts, key=new.index) == parts
     assert results.with_tables(new, {"w": "| 0 |", "x": "| 1 |", "y": "| 2 |"}) == new
     with pytest.raises(KeyError, match="no table y; there are w, x"):

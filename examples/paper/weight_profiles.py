@@ -14,7 +14,7 @@ import optax
 import p2t_jax as p2t
 from common import data, models
 from common.experiment import Experiment, mnist, parser
-from common.records import Record, spread, table
+from common.records import Record, table
 
 EPOCHS = 10
 LAYERS = ("784-500", "500-300", "300-10")
@@ -73,12 +73,7 @@ def tables(record: Record):
         [when, *(f"{record.measured(when)[layer]:.3f}" for layer in LAYERS)]
         for when in ("before", "after", "after, not sorted")
     ]
-    return {
-        "weight_profiles": table(["", *LAYERS], rows),
-        "weight_profiles-accuracy": table(
-            ["", "test accuracy"], [[f"Adam, {EPOCHS} epochs", spread(record.last("Adam"))]]
-        ),
-    }
+    return {"weight_profiles": table(["", *LAYERS], rows)}
 
 
 def overview(record: Record):

@@ -158,16 +158,12 @@ def _by_callbacks(
     together = [
         i for i, (_, values, *_) in enumerate(leaves) if values.size <= WEIGHTS_PER_CALLBACK
     ]
-    operands = zip(*(leaves[i][1:] for i in together), strict=True)
-    results = dict(
-        zip(
-            together,
-            call(*(x for group in operands for x in group), axes=[axes[i] for i in together]),
-            strict=True,
-        )
-        if together
-        else []
-    )
+    results: dict[int, jax.Array] = {}
+    if together:
+        groups = zip(*(leaves[i][1:] for i in together), strict=True)
+        operands = [x for group in groups for x in group]
+        permuted = call(*operands, axes=[axes[i] for i in together])
+        results = dict(zip(together, permuted, strict=True))
     for i, (leaf_axes, *leaf) in enumerate(leaves):
         if i not in results:
             results[i] = _piecewise(functools.partial(call, axes=[leaf_axes]), leaf_axes, *leaf)

@@ -30,6 +30,7 @@ KERNEL = RNG.normal(size=(6, 4)).astype(np.float32)
 def well_behaved(monkeypatch):
     """No picture is shown by itself, and no setting changes."""
     before = dict(mpl.rcParams)
+    plt.close("all")  # what other tests left, the docstrings' examples for one
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
     yield
     assert dict(mpl.rcParams) == before

@@ -82,11 +82,12 @@ def test_a_forked_child_has_threads_of_its_own():
 
 def test_sharing_at_interpreter_exit_ends():
     code = """
-import atexit, threading
+import atexit, os, threading
 from p2t_jax._host.sharing import share
-share(print, range(4))
-threading._register_atexit(share, print, range(4))  # before the pool's threads end, and
-atexit.register(share, print, range(4))  # after
+say = lambda i: os.write(1, b"%d " % i)  # whole, where print may be interrupted before its newline
+share(say, range(4))
+threading._register_atexit(share, say, range(4))  # before the pool's threads end, and
+atexit.register(share, say, range(4))  # after
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr

@@ -95,12 +95,15 @@ def _permuted(
         list(axes.values()), list(theta.values()), phi, host_callback=host_callbacks(None)
     )
     now = dict(zip(theta, permuted, strict=True))
+    if state.theta_synchronized is None:
+        return now
     (lookahead_step,) = jax.tree.leaves(state.lookahead_step)
     agree = (step > 0) & (lookahead_step == 0)
-    for path, w in named_leaves(state.theta_synchronized):
-        if jnp.issubdtype(w.dtype, jnp.inexact):
-            now[path] = jnp.where(agree, w, now.get(path, leaves[path]))
-    return now
+    return {
+        path: jnp.where(agree, w, now.get(path, leaves[path]))
+        for path, w in named_leaves(state.theta_synchronized)
+        if jnp.issubdtype(w.dtype, jnp.inexact)
+    }
 
 
 @_updates.under_any_switch

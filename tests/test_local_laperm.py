@@ -80,7 +80,7 @@ def test_every_step_is_that_of_the_simulated_devices(how, ranking):
 def test_all_devices_agree_where_adding_updates_rounds(how):
     """Weights closer to each other than the rounding: from parameters alone, orders would differ.
 
-    No update makes -1 a weight of 2^-30: 1 - 2^-30 is not a float32.
+    No update turns 1 into 2^-30, for 1 - 2^-30 is no float32.
     """
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(64, 16)) * 10.0 ** rng.uniform(-9, 0, (64, 16))

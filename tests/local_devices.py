@@ -5,7 +5,6 @@ import functools
 import helpers
 import jax
 import numpy as np
-import optax
 from helpers import AXES, GRADS, PARAMS, STEPS
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -48,12 +47,13 @@ def over_a_mesh(tx, params, check_vma=True):
     Every array has a leading axis, along the devices or, of a step counter, of size 1.
     """
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
-    specs = optax.tree.map_params(
-        tx,
-        lambda _: P("batch"),
-        jax.eval_shape(tx.init, params),
-        transform_non_params=lambda _: P(),
+    of_synchronize = jax.eval_shape(tx.init, params)[1]._replace(
+        sync_step=P(),
+        lookahead_step=P(),
+        theta_sorted=P("batch"),
+        theta_synchronized=P("batch"),
     )
+    specs = P("batch"), of_synchronize
     shard_map = functools.partial(
         jax.shard_map, mesh=mesh, out_specs=(P("batch"), specs), check_vma=check_vma
     )

@@ -153,6 +153,16 @@ def test_the_inner_states_stay_local():
     assert_identical(state[0], alone)
 
 
+@pytest.mark.parametrize("how", ["vmap", "shard_map"])
+def test_a_device_may_skip_steps_of_its_inner_optimizer(how):
+    tx = OPTIMIZERS["laperm"](optax.apply_if_finite(optax.sgd(0.5), 5), axis_name="batch")
+    grads = gradients(DEVICES)
+    grads["Dense_0"]["kernel"][1, 2] = np.nan
+    *_, (params, state) = trained(how, tx, grads=grads)
+    assert np.asarray(state[0].total_notfinite).tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert all(np.isfinite(w).all() for w in jax.tree.leaves(params))
+
+
 def test_a_line_search_forgets_on_every_device():
     inner = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(3))
     tx = p2t.laperm(inner, 2, vectors=0, axis_name="batch")

@@ -1,6 +1,6 @@
 """A network as bytes: which permutation of its initial weights it is (Section 6, direction 3).
 
-docs/storage.md describes the format. The kernel codes vectors; the header, the checksums and the
+docs/development/storage_format.md describes the format. The kernel codes vectors; the header, the checksums and the
 blocks that threads share are here.
 """
 
@@ -168,7 +168,7 @@ def unpack(
             raise ValueError(
                 f"data: was packed with other initial weights than those of {leaf.name}. Make "
                 "initial_params by the same rule from the same seed. Data made with "
-                f"{origin!r}, here is {_origin()!r}: random numbers may differ between versions."
+                f"{origin!r}, here is {_origin()!r}: random numbers may differ between them."
             )
         words = np.frombuffer(code, "<u4").astype(np.uint32)
         if not coder.decode_rows(sorted_rows, words, out):
@@ -300,8 +300,12 @@ def _sorted(rows: Array) -> Array:
 
 
 def _origin() -> str:
-    """What the initial weights may depend on besides rule and seed."""
-    return f"jax {jax.__version__}, numpy {np.__version__}"
+    """What random initial weights may depend on, besides rule and seed."""
+    config = jax.config
+    random_bits = str(config.jax_default_prng_impl)
+    if not getattr(config, "jax_threefry_partitionable", True):  # the only way, some day
+        random_bits += " not partitionable"
+    return f"jax {jax.__version__}, numpy {np.__version__}, {random_bits}"
 
 
 def _fingerprint(leaves: Sequence[Leaf]) -> int:

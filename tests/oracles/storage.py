@@ -1,4 +1,4 @@
-"""docs/storage.md in plain Python: no NumPy, no trees of counts, integers as long as they get."""
+"""docs/development/storage_format.md in plain Python: no NumPy, no trees of counts, integers as long as they get."""
 
 import json
 import struct

@@ -33,8 +33,8 @@ def infer_vectors(
     Args:
         fn: the forward pass or the loss, `fn(params, *inputs)`, of any framework.
         params: the parameters: arrays, or anything with their shapes and dtypes.
-        inputs: what a training step gives it: arrays or `jax.ShapeDtypeStruct`s, in any pytrees.
-            Other leaves (bool, str, None) are handed on as they are. Random numbers and constants
+        inputs: what a training step gives it: arrays or shapes (`jax.ShapeDtypeStruct`), in any
+            pytrees. Other leaves (bool, str, None) are passed on unchanged. Random numbers and constants
             do not count as inputs.
         otherwise: answers for parameters that the network leaves open: "ask" with an error, or a
             rule, its name, or a tree of axes, see `laperm`. None does not permute them.

@@ -39,7 +39,7 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     name                                                  rank  axes
     ====================================================  ====  ====================================
     any                                                   0, 1  None
-    `scale`, `..._bias`, `...embedding`, `cls_token`, ... any   None
+    `scale`, `..._bias`, `...embedding`, `cls_token` ...  any   None
     `kernel`, module `c_attn`, `c_fc`, `c_proj`           2     *error*: either order is in use
     `kernel`, `recurrent_kernel`; `w`, `w1`, `weights`    2     0
     `kernel` below an unnamed scan or vmap                3+    *error*: use `stacked`

@@ -28,8 +28,9 @@ def learning_curve(
     """Draws accuracy against mini-batches, of one run or of several (Figures 8, 10 and 15).
 
     Several runs are drawn as their mean, on a band from the lowest to the highest. Phases of
-    training have a colour and a label each: Figure 15 has `{"LAPerm": 0, "Adam (LAPerm
-    reconnected)": 1500}`. Labels in `COLORS` have their colour from there.
+    training have a colour and a label each: Figure 15 has
+    `{"LAPerm": 0, "Adam (LAPerm reconnected)": 1500}`. Labels in `COLORS` have their colour from
+    there.
 
     Args:
         batches: mini-batches before each evaluation, ascending, of shape (t,).

@@ -10,7 +10,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 import p2t_jax
 
 project = "p2t_jax"
-author = copyright = "The p2t_jax authors"
+author = "The p2t_jax authors"
 release = version = p2t_jax.__version__
 
 extensions = [
@@ -44,6 +44,7 @@ html_theme = "sphinx_book_theme"
 html_title = "p2t_jax"
 html_static_path = ["_static"]
 html_css_files = ["manual.css"]
+html_show_copyright = False
 html_theme_options = {"show_toc_level": 2, "use_download_button": False}
 html_math_renderer = "mathml"
 
@@ -54,7 +55,7 @@ def _inline(writer, node):
 
 
 def _display(writer, node):
-    writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>\n')
+    writer.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div>\n')
     raise SkipNode
 
 

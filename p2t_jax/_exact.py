@@ -20,10 +20,10 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     r"""The parameters, with every weight vector an exact permutation of its initial weights.
 
     Optax applies updates by adding them, and :math:`p + (\theta - p)` differs from :math:`\theta`
-    in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
-    inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
-    :math:`\theta = \theta_{sorted}[R(params)]`. SGPerm's state has :math:`\theta` itself. Evaluate,
-    save and count on the result; go on training from `params`.
+    in the last bit about a third of the time. Between two synchronizations, LAPerm's weights are
+    the inner optimizer's. For LAPerm this function synchronizes the current parameters, whatever
+    the step: :math:`\theta = \theta_{sorted}[R(params)]`. SGPerm's state has :math:`\theta` itself.
+    Use the result to evaluate and store; continue training from `params`.
 
     Args:
         state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in
@@ -36,7 +36,7 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
 
     Raises:
         ValueError: If `state` contains no state of `laperm` or `sgperm`, does not match `params`,
-            or is that of a vmapped or pmapped ensemble: for those, `jax.vmap(permuted_params)`.
+            or belongs to a vmapped or pmapped ensemble: use `jax.vmap(permuted_params)` then.
 
     Example:
         >>> import jax.numpy as jnp, optax, p2t_jax as p2t
@@ -77,8 +77,8 @@ def _permuted(
     (step,) = jax.tree.leaves(step)  # flax.nnx puts arrays in boxes
     if jnp.ndim(step):
         raise ValueError(
-            f"state: its step has shape {jnp.shape(step)}, so it is that of an ensemble or of "
-            "replicas: use jax.vmap(p2t_jax.permuted_params)(state, params)."
+            f"state: its step must be a scalar, got shape {jnp.shape(step)}. For an ensemble or "
+            "replicas use jax.vmap(p2t_jax.permuted_params)(state, params)."
         )
     axes, theta = {}, {}
     for path, w, leaf_axes in _leaves.walk(weights, state.vectors):

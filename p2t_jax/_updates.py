@@ -20,10 +20,10 @@ class Moving(NamedTuple):
     """A parameter with weight vectors, in one step.
 
     Attributes:
-        number: its place among the leaves of the tree.
+        number: its index among the leaves of the tree.
         axes: the ascending axes along which its weight vectors run.
         param: the parameter, an array.
-        weights: what the state keeps of it.
+        weights: the state's weights for it.
         update: the proposed update, an array.
     """
 
@@ -39,8 +39,8 @@ class Step(NamedTuple):
 
     Attributes:
         treedef: the structure of the parameters.
-        updates: the updates of all parameters, None where there is none.
-        weights: what the state keeps of all parameters.
+        updates: the updates of all parameters; None for a parameter without one.
+        weights: the state's weights for all parameters.
         moving: the parameters that have weight vectors and an update.
     """
 
@@ -97,7 +97,7 @@ def initial(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf], Vect
         raise ValueError(
             f"vectors: no parameter has weight vectors, so nothing would be permuted: {names}. "
             "Wrappers that hide the shapes of the parameters, such as optax.flatten, do not work. "
-            "If this is intended, give vectors=None."
+            "If this is intended, pass vectors=None."
         )
     _leaves.note_single_weights(leaves)
     return leaves, VectorAxes.of({leaf.path: leaf.axes for leaf in leaves})

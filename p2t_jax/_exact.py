@@ -20,10 +20,10 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     r"""The parameters, with every weight vector an exact permutation of its initial weights.
 
     Optax applies updates by adding them, and :math:`p + (\theta - p)` differs from :math:`\theta`
-    in the last bit about a third of the time. Between two synchronizations, LAPerm's weights are
-    the inner optimizer's. For LAPerm this function synchronizes the current parameters, whatever
-    the step: :math:`\theta = \theta_{sorted}[R(params)]`. SGPerm's state has :math:`\theta` itself.
-    Use the result to evaluate and store; continue training from `params`.
+    in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
+    inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
+    :math:`\theta = \theta_{sorted}[R(params)]`. SGPerm's state has :math:`\theta` itself. Evaluate,
+    save and count on the result; go on training from `params`.
 
     Args:
         state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in

@@ -20,10 +20,10 @@ class Moving(NamedTuple):
     """A parameter with weight vectors, in one step.
 
     Attributes:
-        number: its index among the leaves of the tree.
+        number: its place among the leaves of the tree.
         axes: the ascending axes along which its weight vectors run.
         param: the parameter, an array.
-        weights: the state's weights for it.
+        weights: what the state keeps of it.
         update: the proposed update, an array.
     """
 
@@ -39,8 +39,8 @@ class Step(NamedTuple):
 
     Attributes:
         treedef: the structure of the parameters.
-        updates: the updates of all parameters; None for a parameter without one.
-        weights: the state's weights for all parameters.
+        updates: the updates of all parameters, None where there is none.
+        weights: what the state keeps of all parameters.
         moving: the parameters that have weight vectors and an update.
     """
 

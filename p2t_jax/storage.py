@@ -300,7 +300,7 @@ def _sorted(rows: Array) -> Array:
 
 def _origin() -> str:
     """What random initial weights may depend on, besides rule and seed."""
-    config = jax.config
+    config: Any = jax.config
     random_bits = str(config.jax_default_prng_impl)
     if not getattr(config, "jax_threefry_partitionable", True):  # the only way, some day
         random_bits += " not partitionable"

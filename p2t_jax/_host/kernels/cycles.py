@@ -190,7 +190,7 @@ def _room(weights: Columns, recommendations: Columns) -> Any:
             np.empty(n + LANES, recommendations.bits.dtype),
         ),
         Ranking(
-            np.empty((3, n), np.int32),
+            np.empty((3, n), np.uint32),
             np.empty((3, n + 1), np.uint64),
             np.empty((4, 256), np.uint32),
         ),

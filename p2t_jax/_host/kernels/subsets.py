@@ -1,7 +1,7 @@
 """The subsets of a weight vector: drawn at random, ranked by weight and by |r| (Section 2.1).
 
-Functions of this folder that are called for each subset take arrays, not tuples of arrays: Numba
-counts the references to each array that is taken out of a tuple, which takes as long as some weights.
+What is called for each subset takes arrays, not tuples of arrays: Numba counts the references to
+each array that is taken out of a tuple, which costs as much as several weights.
 """
 
 from typing import Any, NamedTuple
@@ -265,7 +265,7 @@ def _separate(begin: Any, end: Any, place: Any, r: Any, rank: Any) -> None:
 def _rank_by_sorting(
     begin: Any, end: Any, keys: Any, place: Any, r: Any, lighter_first: Any, room: Any, rank: Any
 ) -> None:
-    """The same for one kind of keys, by radix sort. Of equal keys the first by place comes first."""
+    """The same for one kind of keys, by radix sort: of equal ones the first by place is first."""
     words, counts = room
     sorted_, key = words[0, : end - begin], words[1]
     shift = np.uint64(64 - 8 * keys.itemsize)

@@ -1,4 +1,4 @@
-"""Validation of scalar arguments: real numbers, ratios and random keys."""
+"""Validation of scalar arguments: real numbers, ratios, random keys and names of axes."""
 
 import contextlib
 from collections.abc import Callable
@@ -61,6 +61,21 @@ def ratio(name: str, value: Any) -> None:
     number = real_scalar(name, value, schedule=True)
     if number is not None and not 0 < number <= 1:
         raise ValueError(f"{name}: must be in (0, 1], got {value}.")
+
+
+def device_index(axis_name: Any) -> jax.Array:
+    """This device's place on an axis of a `pmap`, `shard_map` or `vmap`.
+
+    Raises:
+        ValueError: If no such axis is bound.
+    """
+    try:
+        return jax.lax.axis_index(axis_name)
+    except NameError:
+        raise ValueError(
+            f"axis_name: no axis {axis_name!r} is bound here. Call `update` inside the pmap or "
+            "shard_map that has it, or leave axis_name out."
+        ) from None
 
 
 def random_key(name: str, key: Any) -> jax.Array:

@@ -22,8 +22,9 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     Optax applies updates by adding them, and :math:`p + (\theta - p)` differs from :math:`\theta`
     in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
     inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
-    :math:`\theta = \theta_{sorted}[R(params)]`. SGPerm's state has :math:`\theta` itself. Evaluate,
-    save and count on the result; go on training from `params`.
+    :math:`\theta = \theta_{sorted}[R(params)]`. SGPerm's state has :math:`\theta` itself. So has
+    LAPerm's with `axis_name`, from a synchronization to the next step: all parameters that the
+    devices agreed on. Evaluate, save and count on the result; go on training from `params`.
 
     Args:
         state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in
@@ -93,7 +94,16 @@ def _permuted(
     permuted = _ranking.give_ranking(
         list(axes.values()), list(theta.values()), phi, host_callback=host_callbacks(None)
     )
-    return dict(zip(theta, permuted, strict=True))
+    now = dict(zip(theta, permuted, strict=True))
+    if state.theta_synchronized is None:
+        return now
+    (lookahead_step,) = jax.tree.leaves(state.lookahead_step)
+    agree = (step > 0) & (lookahead_step == 0)
+    return {
+        path: jnp.where(agree, w, now.get(path, leaves[path]))
+        for path, w in named_leaves(state.theta_synchronized)
+        if jnp.issubdtype(w.dtype, jnp.inexact)
+    }
 
 
 @_updates.under_any_switch

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _checks, _leaves, _ranking, _updates
-from p2t_jax._host.internals import is_traced, varying_like
+from p2t_jax._host.internals import is_traced, varying_axes, varying_like
 from p2t_jax._host.switch import host_callbacks
 from p2t_jax._vectors import VectorAxes, VectorSpec
 
@@ -24,12 +24,15 @@ class SynchronizeState(NamedTuple):
         theta_sorted: the initial parameters, every weight vector sorted along its axes. Other
             parameters keep their initial value here, so that this tree mirrors the parameters leaf
             by leaf, for `optax.tree.map_params` and for shardings.
+        theta_synchronized: with `axis_name`, the parameters that all devices agreed on at the last
+            synchronization, exactly; at first the initial ones. None without `axis_name`.
         vectors: the axes of the weight vectors; static metadata, not an array.
     """
 
     sync_step: jax.Array
     lookahead_step: jax.Array
     theta_sorted: optax.Params
+    theta_synchronized: optax.Params | None
     vectors: VectorAxes
 
 
@@ -43,6 +46,7 @@ def laperm(
     sync_period: optax.ScalarOrSchedule,
     *,
     vectors: VectorSpec = "flax",
+    axis_name: Any = None,
     host_callback: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains by lookahead permutation: an optimizer looks ahead, then the weights are reordered.
@@ -72,6 +76,12 @@ def laperm(
         vectors: which axes of a parameter form a weight vector: a rule `(path, leaf) -> axes |
             None`, the name of one ("flax", "equinox", "haiku"), or a (prefix) tree of axes, such as
             `infer_vectors` returns.
+        axis_name: the axis of a `pmap`, `shard_map` or `vmap` whose devices look ahead alone, each
+            on its own mini-batches. Gradients must not be averaged, and the inner states stay
+            local. A synchronization averages the parameters over the axis: :math:`\phi_k` becomes
+            its mean, and so do all other floating parameters. It is the only communication. The
+            mean of what is not finite may be NaN, on all devices; those weights are ranked last.
+            All devices must start from the same parameters, and k must be the same on all.
         host_callback: whether ranking may run on the host, as it does on CPUs, where XLA sorts
             slowly. False for plain JAX, which can be exported and cached. None for the default,
             see `set_host_callback`.
@@ -85,7 +95,8 @@ def laperm(
             `init`, if a weight vector is not of a floating dtype.
         ValueError: If `sync_period` is below 1 or not a scalar; in `init`, if the tree is empty, no
             parameter has weight vectors, or a rule does not know a leaf; in `update`, without
-            `params` or with a state that does not match them.
+            `params` or with a state that does not match them, if `axis_name` is not bound, or if k
+            may differ between its devices.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, p2t_jax as p2t
@@ -107,7 +118,8 @@ def laperm(
             f"inner: expected an Optax optimizer, such as optax.adam(1e-3), got {inner!r}."
         )
     chain = optax.chain(
-        inner, synchronize(sync_period, vectors=vectors, host_callback=host_callback)
+        inner,
+        synchronize(sync_period, vectors=vectors, axis_name=axis_name, host_callback=host_callback),
     )
 
     def update_fn(
@@ -126,6 +138,7 @@ def synchronize(
     sync_period: optax.ScalarOrSchedule,
     *,
     vectors: VectorSpec = "flax",
+    axis_name: Any = None,
     host_callback: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The link that LAPerm puts behind an optimizer: every k steps, reorder the initial weights.
@@ -138,6 +151,7 @@ def synchronize(
     Args:
         sync_period: see `laperm`.
         vectors: see `laperm`.
+        axis_name: see `laperm`.
         host_callback: see `laperm`.
 
     Returns:
@@ -164,6 +178,7 @@ def synchronize(
             theta_sorted=jax.tree.unflatten(
                 jax.tree.structure(params), _sorted(leaves, host_callbacks(host_callback))
             ),
+            theta_synchronized=(None if axis_name is None else jax.tree.map(_updates.kept, params)),
             vectors=axes,
         )
 
@@ -180,18 +195,26 @@ def synchronize(
         _check_period(k)
         i = state.lookahead_step + 1
         synchronizes = jnp.asarray(~(i < k))
-        permute = functools.partial(
-            _permute, tuple(leaf.axes for leaf in step.moving), host_callbacks(host_callback)
+        leaves, agreed = step.moving, jax.tree.leaves(state.theta_synchronized)
+        if axis_name is not None:
+            _check_same_on_all(axis_name, sync_period, synchronizes)
+            leaves = leaves + step.others
+        axes = tuple(leaf.axes for leaf in step.moving)
+        permute = functools.partial(_permute, axes, axis_name, host_callbacks(host_callback))
+        values = (
+            [_as_promoted(leaf) for leaf in leaves],
+            [varying_like(agreed[leaf.number], leaf.weights) for leaf in leaves if agreed],
         )
-        look_ahead = [_as_promoted(leaf) for leaf in step.moving]
-        theta = [leaf.param for leaf in step.moving]
+        theta = [leaf.param for leaf in leaves]
         theta_sorted = [leaf.weights for leaf in step.moving]
-        new = _replace_if(permute, synchronizes, look_ahead, theta, theta_sorted)
-        for leaf, update in zip(step.moving, new, strict=True):
-            step.updates[leaf.number] = update
+        new = _replace_if(permute, synchronizes, values, theta, theta_sorted)
+        for whole, parts in zip((step.updates, agreed), new, strict=True):
+            for leaf, part in zip(leaves, parts, strict=bool(parts)):
+                whole[leaf.number] = part
         return step.tree(step.updates), state._replace(
             sync_step=optax.safe_increment(state.sync_step),
             lookahead_step=jnp.where(synchronizes, 0, i),
+            theta_synchronized=step.tree(agreed) if agreed else None,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -199,18 +222,48 @@ def synchronize(
 
 def _permute(
     axes: tuple[_leaves.Axes, ...],
+    axis_name: Any,
     host_callback: bool,
-    delta: list[jax.Array],
+    values: tuple[list[jax.Array], list[jax.Array]],
     theta: list[jax.Array],
     theta_sorted: list[jax.Array],
-) -> list[jax.Array]:
-    """The updates that a synchronization puts in place of the look-ahead's."""
-    phi = optax.apply_updates(theta, delta)
-    new = _ranking.give_ranking(axes, theta_sorted, phi, host_callback=host_callback)
-    return [
-        _leaves.sharded_like(w.astype(u.dtype) - old.astype(u.dtype), old)
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The updates that a synchronization puts in place of the look-ahead's.
+
+    With `axis_name` also the parameters that all devices agree on: updates differ between devices,
+    and so does the rounding when they are added. Parameters without weight vectors come last.
+    """
+    delta, agreed = values
+    new = optax.apply_updates(theta, delta)
+    if axis_name is not None:  # No other collective: all communication is in a synchronization.
+        new = jax.lax.pmean(new, axis_name)
+    n = len(axes)
+    phi = list(map(varying_like, new[:n], theta_sorted))
+    new[:n] = _ranking.give_ranking(axes, theta_sorted, phi, host_callback=host_callback)
+    updates = [
+        varying_like(_leaves.sharded_like(w.astype(u.dtype) - old.astype(u.dtype), old), u)
         for w, old, u in zip(new, theta, delta, strict=True)
     ]
+    return updates, [varying_like(w, old) for w, old in zip(new, agreed, strict=False)]
+
+
+def _check_same_on_all(axis_name: Any, sync_period: Any, synchronizes: jax.Array) -> None:
+    """Refuses a k that may differ between devices, which then wait for each other for ever."""
+    devices = varying_axes(_checks.device_index(axis_name))
+    if devices:  # JAX keeps track of what varies over them.
+        differs = bool(devices & varying_axes(synchronizes))
+    elif callable(sync_period):
+        jaxpr = jax.make_jaxpr(sync_period)(jax.ShapeDtypeStruct((), jnp.int32))
+        differs = "axis_index" in str(jaxpr) or any(map(is_traced, jaxpr.consts))
+    else:
+        differs = is_traced(sync_period)
+    if differs:
+        raise ValueError(
+            f"sync_period: may differ between the devices of axis_name {axis_name!r}, which would "
+            "wait for each other for ever. Give a number, or a schedule of the step alone, and "
+            "keep the step counters of the state the same on all devices (under shard_map with "
+            "the spec P())."
+        )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

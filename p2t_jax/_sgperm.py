@@ -326,13 +326,7 @@ def _share(
     axes: Sequence[_leaves.Axes], operands: Sequence[Sequence[jax.Array]], axis_name: Any
 ) -> tuple[list[list[jax.Array]], list[tuple[int, ...]]]:
     """This device's share of the weight vectors of each parameter, and the shapes of the whole."""
-    try:
-        device, devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
-    except NameError:
-        raise ValueError(
-            f"axis_name: no axis {axis_name!r} is bound here. Call `update` inside the pmap or "
-            "shard_map that has it, or leave axis_name out."
-        ) from None
+    device, devices = _checks.device_index(axis_name), jax.lax.axis_size(axis_name)
     whole = [leaf.shape for leaf in operands[0]]
 
     def share(array: jax.Array, axis: int | None) -> jax.Array:

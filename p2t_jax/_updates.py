@@ -17,11 +17,11 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Moving(NamedTuple):
-    """A parameter with weight vectors, in one step.
+    """A parameter with weight vectors, in one step; or another floating parameter.
 
     Attributes:
         number: its place among the leaves of the tree.
-        axes: the ascending axes along which its weight vectors run.
+        axes: the ascending axes along which its weight vectors run; () for another parameter.
         param: the parameter, an array.
         weights: what the state keeps of it.
         update: the proposed update, an array.
@@ -42,12 +42,14 @@ class Step(NamedTuple):
         updates: the updates of all parameters, None where there is none.
         weights: what the state keeps of all parameters.
         moving: the parameters that have weight vectors and an update.
+        others: the other floating parameters that have an update.
     """
 
     treedef: Any
     updates: list[Any]
     weights: list[Any]
     moving: list[Moving]
+    others: list[Moving]
 
     def tree(self, leaves: Sequence[Any]) -> Any:
         """A tree like the parameters."""
@@ -73,12 +75,20 @@ def take_apart(updates: Any, weights: Any, vectors: VectorAxes, params: Any) -> 
         )
     kept = _leaves.matching("state", weights, params, dtypes=True)
     proposed = _leaves.matching("updates", updates, params)
-    moving = [
-        Moving(i, leaf.axes, jnp.asarray(leaf.array), kept[i], jnp.asarray(proposed[i]))
-        for i, leaf in enumerate(_leaves.walk(params, vectors))
-        if leaf.axes is not None and proposed[i] is not None
-    ]
-    return Step(jax.tree.structure(params), proposed, kept, moving)
+    moving: list[Moving] = []
+    others: list[Moving] = []
+    for i, leaf in enumerate(_leaves.walk(params, vectors)):
+        if proposed[i] is None:
+            continue
+        if leaf.axes is not None:
+            group = moving
+        elif jnp.issubdtype(_leaves.dtype_of(leaf.array), jnp.inexact):
+            group = others
+        else:
+            continue
+        arrays = jnp.asarray(leaf.array), kept[i], jnp.asarray(proposed[i])
+        group.append(Moving(i, leaf.axes or (), *arrays))
+    return Step(jax.tree.structure(params), proposed, kept, moving, others)
 
 
 def initial(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf], VectorAxes]:

@@ -1,7 +1,9 @@
 """What tests run in processes of their own, because it would hang where it fails.
 
 python distributed_worker.py train PORT PROCESS_ID NUM_PROCESSES RESULTS.npz
+python distributed_worker.py train_local PORT PROCESS_ID NUM_PROCESSES RESULTS.npz
 python distributed_worker.py stress laperm|sgperm
+python distributed_worker.py local
 """
 
 import functools
@@ -12,19 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from helpers import PARAMS, TX
+from helpers import OPTIMIZERS, PARAMS, TX
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import split, state_specs, whole
+from local_devices import first, gradients, over_a_mesh, stacked
 
 import p2t_jax as p2t
 
 
-def train(port, process_id, num_processes, results):
-    """Trains over the devices of all processes, in every way that needs no other process's help."""
+def join(port, process_id, num_processes):
     jax.distributed.initialize(f"127.0.0.1:{port}", int(num_processes), int(process_id))
     assert jax.process_count() == int(num_processes)
     assert jax.device_count() == int(num_processes) * jax.local_device_count()
+
+
+def train(port, process_id, num_processes, results):
+    """Trains over the devices of all processes, in every way that needs no other process's help."""
+    join(port, process_id, num_processes)
     mesh = jax.make_mesh((jax.device_count(),), ("x",), axis_types=(AxisType.Auto,))
 
     def put(tree, specs):
@@ -58,6 +65,54 @@ def train(port, process_id, num_processes, results):
     run("whole", "sgperm", jax.tree.map(whole, PARAMS))
     if process_id == "0":
         np.savez(results, **arrays)
+
+
+def train_local(port, process_id, num_processes, results):
+    """Every device looks ahead alone; saves its parameters, and what all then agree on."""
+    join(port, process_id, num_processes)
+    tx = OPTIMIZERS["laperm"](axis_name="batch")
+    start, step, put = over_a_mesh(tx, PARAMS)
+    (params, state), grads = start(PARAMS), gradients(jax.device_count())
+    specs = jax.tree.map(lambda x: x.sharding.spec, (state, params))
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    exact = jax.shard_map(
+        lambda *args: stacked(p2t.permuted_params(*first(args))),
+        mesh=mesh, in_specs=specs, out_specs=P("batch"),
+    )  # fmt: skip
+    everywhere = jax.jit(lambda *args: args, out_shardings=NamedSharding(mesh, P()))
+    arrays = {}
+    for i in range(helpers.STEPS):
+        params, state = step(params, state, put(helpers.member(grads, i)))
+        found = everywhere(params, jax.jit(exact)(state, params))
+        for what, tree in zip(("params", "final"), jax.block_until_ready(found), strict=True):
+            arrays |= {f"{i}/{what}/{j}": w for j, w in enumerate(jax.tree.leaves(tree))}
+    if process_id == "0":
+        np.savez(results, **arrays)
+
+
+def local():
+    """Hundreds of steps of devices that look ahead alone: a synchronization in every other one."""
+    tx = p2t.laperm(optax.sgd(0.5), 2, axis_name="batch")
+    params = {"kernel": helpers.grid(176, 176, unit=1 / 64)}
+    offsets = np.arange(jax.device_count(), dtype=np.float32)
+
+    def step(params, state, offset):
+        grads = jax.tree.map(lambda w: jnp.sin(100 * w + offset), params)
+        return helpers.step(params, state, grads, tx)
+
+    start, step_on_mesh, put = over_a_mesh(tx, params)
+    mapped = jax.pmap(step, "batch", donate_argnums=(0, 1))
+    replicas, states = jax.pmap(lambda _: (params, tx.init(params)))(offsets)
+    sharded, state = start(params)
+    for _ in range(300):  # waits for each: see `helpers.train`
+        replicas, states = jax.block_until_ready(mapped(replicas, states, offsets))
+        grads = put({"kernel": np.sin(100 * np.asarray(sharded["kernel"]))})
+        sharded, state = jax.block_until_ready(step_on_mesh(sharded, state, grads))
+    for end, now in ((states, replicas), (state, sharded)):
+        agreed = np.asarray(end[1].theta_synchronized["kernel"])
+        np.testing.assert_array_equal(agreed, np.stack([agreed[0]] * len(offsets)))
+        assert p2t.is_permutation({"kernel": agreed[0]}, params)
+        np.testing.assert_allclose(np.asarray(now["kernel"]), agreed, rtol=0, atol=1e-6)
 
 
 def stress(name):
@@ -110,5 +165,6 @@ def stress(name):
 
 
 if __name__ == "__main__":
-    {"train": train, "stress": stress}[sys.argv[1]](*sys.argv[2:])
+    functions = {f.__name__: f for f in (train, train_local, stress, local)}
+    functions[sys.argv[1]](*sys.argv[2:])
     print("done")

@@ -23,6 +23,7 @@ from oracles import laperm as oracle
 import p2t_jax as p2t
 
 STEPS = 7
+TESTS = Path(__file__).parent
 
 _rng = np.random.default_rng(0)
 
@@ -271,3 +272,30 @@ def run_in_a_forked_child(function):
         child.start()
     child.join(60)
     assert child.exitcode == 0
+
+
+def worker(*args, devices):
+    """Starts distributed_worker.py, with this many CPU devices."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", str(TESTS / "distributed_worker.py"), *args],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(workers, seconds):
+    """Fails where a worker fails, and where it hangs."""
+    try:
+        outputs = [process.communicate(timeout=seconds)[0] for process in workers]
+    finally:
+        for process in workers:
+            process.kill()
+    for process, output in zip(workers, outputs, strict=True):
+        assert process.returncode == 0, output

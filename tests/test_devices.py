@@ -7,13 +7,8 @@ SGPerm gives each device its share of the vectors.
 
 import contextlib
 import functools
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
-import distributed_worker
 import helpers
 import jax
 import jax.numpy as jnp
@@ -40,8 +35,6 @@ from layouts import (
 import p2t_jax as p2t
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
-
-ROOT = Path(__file__).parents[1]
 
 
 def step_of(tx):
@@ -345,33 +338,8 @@ def test_ensemble_of_one_beginning_over_explicit_axes(name):
 # Other processes, because these would hang where they fail
 
 
-def worker(*args, devices):
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", distributed_worker.__file__, *args],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(workers, seconds):
-    try:
-        outputs = [process.communicate(timeout=seconds)[0] for process in workers]
-    finally:
-        for process in workers:
-            process.kill()
-    for process, output in zip(workers, outputs, strict=True):
-        assert process.returncode == 0, output
-
-
 def test_hundreds_of_steps_with_collectives_around_the_host(name):
-    wait_for([worker("stress", name, devices=8)], 240)
+    helpers.wait_for([helpers.worker("stress", name, devices=8)], 240)
 
 
 def test_two_processes(tmp_path):
@@ -379,7 +347,9 @@ def test_two_processes(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     results = tmp_path / "params.npz"
-    wait_for([worker("train", port, str(i), "2", str(results), devices=2) for i in range(2)], 120)
+    helpers.wait_for(
+        [helpers.worker("train", port, str(i), "2", str(results), devices=2) for i in range(2)], 120
+    )
     with np.load(results) as arrays:
         for run in ("laperm/whole", "laperm/split", "laperm/shard_map", "sgperm/whole"):
             leaves = jax.tree.leaves(expected(run.split("/")[0])[0])

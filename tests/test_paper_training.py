@@ -146,6 +146,9 @@ SCRIPTS = {
     ],
     "vgg": ["LAPerm, k = 2 to 4"],
     "resnet20": ["LAPerm, k = 2"],
+    "local_laperm": [
+        f"{what} averaged, k = {k}" for k in (20, 100, 400) for what in ("weights", "gradients")
+    ],
 }
 CIFAR = {
     "vgg": ["--epochs", "2", "--sync-period", "2-4", "--only", "LAPerm, k = 2 to 4"],
@@ -180,10 +183,21 @@ def test_a_script_runs_to_its_end_and_its_record_can_be_drawn(
     module = importlib.import_module(script)
     assert all(text.startswith("| ") for text in module.tables(record).values())
     figures = module.draw(record)
-    assert figures
+    assert figures or script == "local_laperm"  # which has a table alone
     for what, figure in figures.items():
         figure.savefig(tmp_path / f"{what}.png")
         plt.close(figure)
+
+
+def test_communication_is_counted_where_it_happens():
+    """In each step the gradients, or else in a synchronization the weights: 4 bytes for each."""
+    images = training.Data(*map(jnp.asarray, dataset(128)), lambda key, x: x / jnp.float32(255))
+    script = importlib.import_module("local_laperm")
+    start = training.initial_state(script.NETWORK, optax.identity(), images, 0)
+    size = 4 * sum(w.size for w in jax.tree.leaves(start.params))
+    for axis_name, expected in ((None, (size, 0)), ("batch", (0, size))):
+        tx = p2t.laperm(optax.adam(1e-3), 20, axis_name=axis_name)
+        assert script.size_of_step(tx, axis_name, dataset(128), images) == expected
 
 
 def test_scripts_called_for_some_runs_add_to_one_record(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Make every table and figure of docs/results.md from the records of the runs.
+"""Make every table and figure of the experiments' pages from the records of the runs.
 
     python examples/paper/results.py [--check]
 
@@ -18,11 +18,11 @@ import matplotlib as mpl
 from common.records import Record, spread, table
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
+PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "devices.md", ROOT / "README.md"]
 PICTURES = ROOT / "docs" / "images" / "results"
 SCRIPTS = (
     "logistic_regression", "fully_connected", "rewiring", "weight_agnostic", "weight_profiles",
-    "initial_profiles", "vgg", "resnet20",
+    "initial_profiles", "vgg", "resnet20", "local_laperm",
 )  # fmt: skip
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 

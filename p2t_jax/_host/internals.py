@@ -147,15 +147,20 @@ def is_literal(var: Any) -> bool:
     return isinstance(var, Literal)
 
 
-def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:
-    """`array`, varying over the axes of a `shard_map` over which the others vary, too.
+def varying_axes(array: jax.Array) -> frozenset[Any]:
+    """The axes of a `shard_map` over which an array varies, if the `shard_map` checks that.
 
     Stands for: the axes in a type, whose attribute has another name in every few versions of JAX.
     Replaced by: `jax.typeof(x).vma`.
     """
-    axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in others))
-    missing = tuple(axes - jax.typeof(array).manual_axis_type.varying)
-    return jax.lax.pcast(array, missing, to="varying") if missing else array
+    axes: frozenset[Any] = jax.typeof(array).manual_axis_type.varying
+    return axes
+
+
+def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:
+    """`array`, varying over the axes of a `shard_map` over which the others vary, too."""
+    missing = frozenset().union(*map(varying_axes, others)) - varying_axes(array)
+    return jax.lax.pcast(array, tuple(missing), to="varying") if missing else array
 
 
 def use_safe_cache(dispatcher: Any) -> None:

@@ -107,9 +107,14 @@ class Experiment:
             **options,
         )
         self.finished.append(folder)
+        self.note(optimizer, seed, run, vectors)
+        return run
+
+    def note(self, optimizer: str, seed: int, run: training.Run, vectors: Any) -> None:
+        """Add a finished run to the record; checks that a P2T optimizer has only permuted."""
         permutation = bool(p2t.is_permutation(run.params, run.initial_params, vectors=vectors))
         if training.is_p2t(run.state.opt_state) and not permutation:
-            raise AssertionError(f"{description}: the weights are not a permutation")
+            raise AssertionError(f"{optimizer}, seed {seed}: the weights are not a permutation")
         stored = {"bits per weight, stored": bits_per_weight(run, vectors)} if permutation else {}
         self.record.contents["runs"].append(
             {
@@ -123,7 +128,6 @@ class Experiment:
             }
         )
         self._save()
-        return run
 
     def _save(self) -> Path:
         return self._earlier().merged(self.record).save(self.name, self.folder)

@@ -231,7 +231,7 @@ def _rank_by_counting(begin: Any, end: Any, weight_key: Any, size_key: Any, rank
     """
     last = begin + (end - begin - 1) // LANES * LANES
     rest = ~np.uint64(0) >> np.uint64(64 - (end - last))
-    total = 0
+    total: Any = 0
     for k in range(np.uint64(begin), np.uint64(end)):
         own_weight, own_size = weight_key[k], size_key[k]
         by_weight = ones(less(weight_key, last, own_weight) & rest)

@@ -22,7 +22,7 @@ PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
 PICTURES = ROOT / "docs" / "images" / "results"
 SCRIPTS = (
     "logistic_regression", "fully_connected", "rewiring", "weight_agnostic", "weight_profiles",
-    "initial_profiles", "vgg", "resnet20",
+    "initial_profiles", "vgg", "resnet20", "transformer",
 )  # fmt: skip
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 

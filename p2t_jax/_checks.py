@@ -40,7 +40,7 @@ def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | Non
 
 
 def hyperparameter(check: Callable[[Any], None], value: Any) -> None:
-    """Checks a hyperparameter, or what a schedule gives as far as that shows without computing.
+    """Checks a hyperparameter, or the result of a schedule as far as possible without computing.
 
     JAX may not have been set up yet: a process may still join others.
     """
@@ -64,7 +64,7 @@ def ratio(name: str, value: Any) -> None:
 
 
 def random_key(name: str, key: Any) -> jax.Array:
-    """A typed key of `jax.random`, from anything that stands for one.
+    """A typed key of `jax.random`, from anything that represents one.
 
     Args:
         name: what the argument is called, for the error.
@@ -89,10 +89,10 @@ def random_key(name: str, key: Any) -> jax.Array:
 
 
 def check_key(name: str, key: Any) -> None:
-    """Refuses what `random_key` does, but computes nothing.
+    """Raises the error of `random_key`, but computes nothing.
 
     Raises:
-        TypeError: If it is no key.
+        TypeError: If it is not a key.
     """
     dtype, shape = getattr(key, "dtype", None), np.shape(key)
     if _is_typed(key):

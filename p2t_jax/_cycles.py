@@ -1,8 +1,8 @@
-"""SGPerm's search in plain JAX: all subsets of all weight vectors at once, one root of each a turn.
+"""SGPerm's search in plain JAX: all subsets of all weight vectors at once, a root of each per turn.
 
-The closed form, and why it finds what Section 2.2 finds, is in `p2t_jax._host.kernels.cycles`.
-Here a turn is a few scans along the sorted weights, so that the work is quadratic in a subset: for
-accelerators and programmes without callbacks, not for speed on a CPU.
+`p2t_jax._host.kernels.cycles` explains the closed form, and why it finds what Section 2.2 finds.
+Here a turn is a few scans along the sorted weights, so the work is quadratic in the size of a
+subset. This is for accelerators and for programmes without callbacks; on a CPU it is slow.
 """
 
 from typing import Any, NamedTuple

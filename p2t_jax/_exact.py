@@ -36,7 +36,7 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
 
     Raises:
         ValueError: If `state` contains no state of `laperm` or `sgperm`, does not match `params`,
-            or is that of a vmapped or pmapped ensemble: for those, `jax.vmap(permuted_params)`.
+            or belongs to a vmapped or pmapped ensemble: use `jax.vmap(permuted_params)` then.
 
     Example:
         >>> import jax.numpy as jnp, optax, p2t_jax as p2t
@@ -77,8 +77,8 @@ def _permuted(
     (step,) = jax.tree.leaves(step)  # flax.nnx puts arrays in boxes
     if jnp.ndim(step):
         raise ValueError(
-            f"state: its step has shape {jnp.shape(step)}, so it is that of an ensemble or of "
-            "replicas: use jax.vmap(p2t_jax.permuted_params)(state, params)."
+            f"state: its step must be a scalar, got shape {jnp.shape(step)}. For an ensemble or "
+            "replicas use jax.vmap(p2t_jax.permuted_params)(state, params)."
         )
     axes, theta = {}, {}
     for path, w, leaf_axes in _leaves.walk(weights, state.vectors):

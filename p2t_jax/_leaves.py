@@ -71,7 +71,7 @@ def not_empty(params: Any) -> None:
 
 
 def note_single_weights(leaves: Sequence[Leaf]) -> None:
-    """Warns of weight vectors of one weight, which cannot be permuted. For `init`."""
+    """Warns about weight vectors of one weight, which cannot be permuted. For `init`."""
     single = [
         f"{leaf.name} {tuple(leaf.array.shape)}"
         for leaf in leaves
@@ -80,7 +80,7 @@ def note_single_weights(leaves: Sequence[Leaf]) -> None:
     if single:
         warnings.warn(
             f"vectors: the weight vectors of {', '.join(single)} have one weight, so they cannot "
-            "be permuted, and stay at their initial values. Give None to let them train.",
+            "be permuted and stay at their initial values. Give them None to train them.",
             UserWarning,
             stacklevel=3,
         )
@@ -115,11 +115,11 @@ def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list
 
 
 def entries(name: str, spec: Any, params: Any) -> list[Any]:
-    """What a (prefix) tree has for each parameter, in the order of `jax.tree.leaves(params)`.
+    """The entry of a (prefix) tree for each parameter, in the order of `jax.tree.leaves(params)`.
 
     Args:
         name: the argument that `spec` came in, for the error.
-        spec: a tree that is matched as a tree of axes is, or one entry for all parameters.
+        spec: a tree, matched like a tree of axes, or one entry for all parameters.
         params: the parameters.
 
     Raises:
@@ -202,7 +202,7 @@ def to_block(array: npt.NDArray[Any], axes: Axes) -> npt.NDArray[Any]:
     """The weight vectors of a parameter as an (outer, n, inner) C-contiguous block.
 
     A view where the axes of the vectors are neighbours and the array is C-contiguous, else a copy.
-    Of an array with one number for each vector (see `rows_shape`) n is 1.
+    For an array with one number for each vector (see `rows_shape`), n is 1.
     """
     first, last = axes[0], axes[-1]
     if last - first + 1 != len(axes):

@@ -21,7 +21,7 @@ def sort(
     Args:
         axes: for each array, the ascending axes along which its vectors run.
         w: arrays of weight vectors.
-        host_callback: whether the host may do it, where that is faster.
+        host_callback: whether the host may sort, where that is faster.
 
     Returns:
         Arrays of the same shapes and dtypes, each vector ascending.
@@ -44,7 +44,7 @@ def give_ranking(
         axes: for each array, the ascending axes along which its vectors run.
         theta_sorted: arrays of weight vectors, each ascending.
         phi: the references, of the same shapes and dtypes.
-        host_callback: whether the host may do it, where that is faster.
+        host_callback: whether the host may rank, where that is faster.
 
     Returns:
         Arrays of the same shapes and dtypes, each vector a permutation of that of `theta_sorted`.

@@ -60,8 +60,8 @@ def geometric_schedule(init_value: float, rate: float, limit: float) -> optax.Sc
 
 
 # Section 5.1.2.
-_AGGRESSIVENESS = geometric_schedule(0.07, 0.985, 0.005)
-_PARTITION_RATIO = geometric_schedule(0.05, 1 / 0.995, 0.1)
+AGGRESSIVENESS = geometric_schedule(0.07, 0.985, 0.005)
+PARTITION_RATIO = geometric_schedule(0.05, 1 / 0.995, 0.1)
 
 
 class CyclePermutationState(NamedTuple):
@@ -87,8 +87,8 @@ jax.export.register_namedtuple_serialization(
 
 def sgperm(
     key: jax.typing.ArrayLike,
-    aggressiveness: optax.ScalarOrSchedule = _AGGRESSIVENESS,
-    partition_ratio: optax.ScalarOrSchedule = _PARTITION_RATIO,
+    aggressiveness: optax.ScalarOrSchedule = AGGRESSIVENESS,
+    partition_ratio: optax.ScalarOrSchedule = PARTITION_RATIO,
     *,
     inner: optax.GradientTransformation | None = None,
     lower: Lower = "mean",
@@ -181,8 +181,8 @@ def sgperm(
 
 def cycle_permutation(
     key: jax.typing.ArrayLike,
-    aggressiveness: optax.ScalarOrSchedule = _AGGRESSIVENESS,
-    partition_ratio: optax.ScalarOrSchedule = _PARTITION_RATIO,
+    aggressiveness: optax.ScalarOrSchedule = AGGRESSIVENESS,
+    partition_ratio: optax.ScalarOrSchedule = PARTITION_RATIO,
     *,
     lower: Lower = "mean",
     priority: Priority = "nearest",

@@ -97,7 +97,7 @@ def initial(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf], Vect
         raise ValueError(
             f"vectors: no parameter has weight vectors, so nothing would be permuted: {names}. "
             "Wrappers that hide the shapes of the parameters, such as optax.flatten, do not work. "
-            "If this is intended, give vectors=None."
+            "If this is intended, pass vectors=None."
         )
     _leaves.note_single_weights(leaves)
     return leaves, VectorAxes.of({leaf.path: leaf.axes for leaf in leaves})

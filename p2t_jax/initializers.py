@@ -97,8 +97,9 @@ def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) ->
 
     Raises:
         TypeError: If `profile` is not an array of real numbers, or `gain` not a real number.
-        ValueError: If `profile` is empty or a scalar, or all zeros and to be scaled; if `gain` is
-            not positive; in the initializer, if the numbers of neurons and of profiles differ.
+        ValueError: If `profile` is empty or a scalar, or all zeros although `gain` is given; if
+            `gain` is not positive; in the initializer, if the numbers of neurons and of profiles
+            differ.
 
     Example:
         >>> import jax, jax.numpy as jnp, p2t_jax as p2t
@@ -113,13 +114,13 @@ def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) ->
         raise TypeError(f"profile: expected an array of real numbers, got {given.dtype}.")
     if given.ndim == 0 or given.size == 0:
         raise ValueError(
-            f"profile: expected one or more weights, (k,), or some for each neuron, (..., k), got "
-            f"shape {given.shape}."
+            f"profile: expected shape (k,), or (..., k) with a profile for each neuron, got "
+            f"{given.shape}."
         )
     if gain is not None:
         _check_gain(gain)
         if not is_traced(given) and not given.any(axis=-1).all():
-            raise ValueError("profile: cannot be scaled by a gain, being all zeros.")
+            raise ValueError("profile: must not be all zeros if it is scaled by a gain.")
     rows = jnp.sort(given.reshape(-1, given.shape[-1]), axis=-1)
 
     def init(key: Any, shape: Any, dtype: Any = None) -> jax.Array:
@@ -167,10 +168,10 @@ def reinitialize(
     The initializer sees the weight vectors of a parameter as the columns of an (n, m) array: n
     incoming weights of each of m neurons, whichever axes they run along.
 
-    A *bias* that `vectors` declares a weight vector is drawn as one more weight of its neuron, and
-    so at the scale of its layer (Section 5.1): its n is that of the weights beside it. A bias is a
-    parameter with such a name, or an unnamed one of rank 1. A bias without weights beside it, as in
-    normalization, stays unchanged, and so do all other parameters.
+    A *bias* that `vectors` declares a weight vector is drawn like one more weight of its neuron,
+    with the n of the weights of its layer (Section 5.1). A bias is a parameter with such a name, or
+    an unnamed one of rank 1. A bias of a layer without weights (normalization) is unchanged, as are
+    all other parameters.
 
     Args:
         key: a key of `jax.random`, or an integer seed.
@@ -188,7 +189,7 @@ def reinitialize(
         TypeError: If `key` is not a key, an initializer is not callable, or a weight vector is not
             of a floating dtype.
         ValueError: If the tree is empty or the tree of initializers does not match it; if a rule
-            does not know a leaf; if the weights beside a bias differ in n.
+            does not know a leaf; if a bias belongs to weights that differ in n.
 
     Example:
         >>> import jax, jax.numpy as jnp, p2t_jax as p2t
@@ -262,9 +263,9 @@ def to_grid(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Para
         vectors: which axes form weight vectors, see `laperm`.
 
     Returns:
-        A tree like `params`. Each weight has moved by at most g / 2, and -0.0 is 0.0. A parameter
-        has at most :math:`2^P + 1` different weights: in bfloat16 many are equal. Arrays are JAX
-        arrays, and copies.
+        A tree like `params`. Each weight has changed by at most g / 2, and -0.0 has become 0.0. A
+        parameter has at most :math:`2^P + 1` different weights: in bfloat16 many are equal. Arrays
+        are JAX arrays, and copies.
 
     Raises:
         TypeError: If a weight vector is not of a floating dtype.

@@ -42,15 +42,15 @@ def weight_profiles(params: optax.Params, *, vectors: VectorSpec = "flax") -> op
 
 
 def profile_similarity(profiles: jax.typing.ArrayLike) -> jax.Array:
-    r"""How similar weight profiles are: the share of their variance that their mean explains.
+    r"""How similar weight profiles are: the fraction of their variance that their mean explains.
 
     With :math:`w_j` the sorted weights of neuron j, :math:`\bar w` the mean of these vectors and
     :math:`\mu` that of all their weights, it is
 
     .. math:: 1 - \frac{\sum_j |w_j - \bar w|^2}{\sum_j |w_j - \mu|^2}.
 
-    It is 1 if all neurons have the same profile. Of m random vectors that are *not* sorted, the
-    mean explains 1 / m.
+    It is 1 if all neurons have the same profile. For m random vectors that are *not* sorted, it is
+    about 1 / m.
 
     Args:
         profiles: (..., m, n), m weight vectors of each layer: a leaf of `weight_profiles`, or

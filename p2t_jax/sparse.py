@@ -30,7 +30,8 @@ def prune(
         keep: the fraction of its weights that each layer keeps, in (0, 1]; or a tree of fractions
             that is a prefix of `params`, with None for layers that are not pruned. Neurons of a
             layer may keep different numbers of weights.
-        overall: keeps this fraction of all weights together, at random over the layers.
+        overall: whether `keep` is the fraction of all weights together; each layer then keeps a
+            random number of its weights.
         vectors: which axes form weight vectors, see `laperm`. Other parameters are not pruned.
 
     Returns:
@@ -105,8 +106,8 @@ class KeepZerosState(NamedTuple):
 def keep_zeros(*, vectors: VectorSpec = "flax") -> optax.GradientTransformation:
     """Keeps zero weights zero: trains a sparse network without new connections.
 
-    Chain it after an optimizer: it sets the updates of weights that were zero in `init` to
-    zero. Parameters without weight vectors are trained, zero or not.
+    Chain it after an optimizer. It sets the updates of weights that were zero in `init` to zero.
+    Parameters without weight vectors are trained, whether they are zero or not.
 
     Args:
         vectors: which axes form weight vectors, see `laperm`.
@@ -130,7 +131,7 @@ def keep_zeros(*, vectors: VectorSpec = "flax") -> optax.GradientTransformation:
         (Array([ 0., -1.], dtype=float32), Array([-1.], dtype=float32))
 
     References:
-        Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570>`_, 2020, phase 2 of
+        Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570v4>`_, 2020, phase 2 of
         Section 5.2.3.
     """
 

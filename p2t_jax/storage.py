@@ -1,7 +1,7 @@
 """A network as bytes: which permutation of its initial weights it is (Section 6, direction 3).
 
-docs/storage.md describes the format. The kernel codes vectors; the header, the checksums and the
-blocks that threads share are here.
+docs/development/storage_format.md describes the format. The kernel codes vectors; the header, the
+checksums and the blocks that threads share are here.
 """
 
 import json
@@ -39,12 +39,11 @@ _WEIGHTS = 1 << 20
 def pack(
     params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> bytes:
-    r"""The bytes that, with the initial weights, give a trained network back.
+    r"""Stores which permutation of its initial weights a network is, in few bytes.
 
     A weight vector :math:`w` is one of the :math:`n! / \prod_v c_v!` orders of its initial weights,
     where :math:`c_v` of its weights equal :math:`v`, and takes about :math:`\log_2` of that number
-    of bits. All other leaves are stored unchanged (Section 6, direction 3). docs/storage.md has the
-    format.
+    of bits. All other leaves are stored unchanged (Section 6, direction 3).
 
     Args:
         params: the parameters, NumPy or JAX arrays, sharded or not. Every weight vector is exactly
@@ -114,7 +113,7 @@ def pack(
 def unpack(
     data: Data, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
-    """The parameters that `pack` was given.
+    """Restores the parameters that `pack` has stored.
 
     Args:
         data: what `pack` returned.
@@ -168,7 +167,7 @@ def unpack(
             raise ValueError(
                 f"data: was packed with other initial weights than those of {leaf.name}. Make "
                 "initial_params by the same rule from the same seed. Data made with "
-                f"{origin!r}, here is {_origin()!r}: random numbers may differ between versions."
+                f"{origin!r}, here is {_origin()!r}: random numbers may differ between them."
             )
         words = np.frombuffer(code, "<u4").astype(np.uint32)
         if not coder.decode_rows(sorted_rows, words, out):
@@ -197,7 +196,7 @@ class _Body:
         if leaf.axes is None:
             raw = self.take(leaf.array.nbytes, leaf)
             if leaf.array.dtype == np.bool_ and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
-                raise ValueError(f"data: has neither False nor True for {leaf.name}.")
+                raise ValueError(f"data: a boolean of {leaf.name} must be 0 or 1.")
             return raw
         blocks = []
         for _ in _blocks(_bit_rows(leaf)):
@@ -248,8 +247,8 @@ def _on_host(name: str, leaves: Sequence[Leaf]) -> list[Leaf]:
         array = leaf.array
         if is_traced(array):
             raise TypeError(
-                f"{name}: {leaf.name} is traced, but bytes are made of values. Call pack and "
-                "unpack outside of jit, vmap and grad."
+                f"{name}: {leaf.name} is traced, so it has no values yet. Call pack and unpack "
+                "outside of jit, vmap and grad."
             )
         if type(array) in _SCALARS:
             array = np.asarray(array)
@@ -257,7 +256,7 @@ def _on_host(name: str, leaves: Sequence[Leaf]) -> list[Leaf]:
         if not is_array or not (array.dtype == np.bool_ or jnp.issubdtype(array.dtype, np.number)):
             given = f"an array of {array.dtype}" if is_array else repr(array)
             raise TypeError(
-                f"{name}: expected an array of numbers at {leaf.name}, got {given:.60}. Of a "
+                f"{name}: expected an array of numbers at {leaf.name}, got {given:.60}. For a "
                 "random key, pass its jax.random.key_data."
             )
         native = np.asarray(array, np.dtype(array.dtype).newbyteorder("="))
@@ -300,8 +299,12 @@ def _sorted(rows: Array) -> Array:
 
 
 def _origin() -> str:
-    """What the initial weights may depend on besides rule and seed."""
-    return f"jax {jax.__version__}, numpy {np.__version__}"
+    """What random initial weights may depend on, besides rule and seed."""
+    config: Any = jax.config
+    random_bits = str(config.jax_default_prng_impl)
+    if not getattr(config, "jax_threefry_partitionable", True):  # the only way, some day
+        random_bits += " not partitionable"
+    return f"jax {jax.__version__}, numpy {np.__version__}, {random_bits}"
 
 
 def _fingerprint(leaves: Sequence[Leaf]) -> int:

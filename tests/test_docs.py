@@ -1,5 +1,6 @@
 """Every snippet of the documentation runs by itself, and every public name is documented."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -45,6 +46,13 @@ def test_every_link_to_a_file_leads_to_one(page):
         assert is_elsewhere or (ROOT / page).parent.joinpath(target).exists(), target
 
 
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_test_that_is_named_exists(page):
+    for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", TEXTS[page]):
+        tests = ast.walk(ast.parse((ROOT / "tests" / file).read_text()))
+        assert name in {t.name for t in tests if isinstance(t, ast.FunctionDef)}, f"{file}::{name}"
+
+
 def public(module):
     """The functions and classes that a module offers: `__all__`, or those defined in it."""
     names = getattr(module, "__all__", None)
@@ -64,7 +72,27 @@ def test_every_public_name_is_documented(module):
     assert public(module)
     for name, x in public(module).items():
         assert x.__doc__, name
-        assert any(re.search(rf"\b{name}\b", text) for text in TEXTS.values()), name
+        guide = (text for page, text in TEXTS.items() if not page.startswith("docs/api/"))
+        assert any(re.search(rf"\b{name}\b", text) for text in guide), name
+
+
+def referenced():
+    """The objects that the API reference documents, by the directives of autodoc."""
+    directive = re.compile(r"^\.\. (\w*module|autofunction|autoclass):: (.+)$")
+    for page, text in TEXTS.items():
+        module = ""
+        for kind, name in (m.groups() for m in map(directive.match, text.splitlines()) if m):
+            if "module" in kind:
+                module = name
+            elif page.startswith("docs/api/"):
+                yield getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_public_name_is_in_the_api_reference_once(module):
+    entries = [*referenced()]
+    for name, x in public(module).items():
+        assert entries.count(x) == 1, name
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import struct
 import tracemalloc
 import zlib
@@ -25,7 +26,7 @@ from p2t_jax import storage
 
 WEIGHTS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 OTHERS = [*WEIGHTS, np.int32, np.uint8, np.bool_, np.complex64, ml_dtypes.float8_e4m3fn]
-ORIGIN = f"jax {jax.__version__}, numpy {np.__version__}"
+ORIGIN = f"jax {jax.__version__}, numpy {np.__version__}, threefry2x32"
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -201,7 +202,7 @@ def test_a_forked_child_packs_after_its_parent_has(monkeypatch):
 
 
 class TestFormat:
-    """The decoder of tests/oracles/storage.py is written from docs/storage.md alone."""
+    """The decoder of tests/oracles/storage.py is written from the manual's page alone."""
 
     @settings(deadline=None)
     @given(st.lists(leaves(), max_size=3), st.integers(1, 40))
@@ -424,6 +425,21 @@ class TestHostileBytes:
         other, _ = network(seed=1)
         self.refused(signed(data), rf"'jax 1.2.3.*here is 'jax {jax.__version__}", other)
 
+    @pytest.mark.parametrize(
+        ("switch", "told"),
+        [
+            (lambda: jax.default_prng_impl("rbg"), "rbg"),
+            (lambda: jax.threefry_partitionable(False), "threefry2x32 not partitionable"),
+        ],
+    )
+    def test_it_says_by_which_generator_random_numbers_are_made(self, switch, told):
+        other, _ = network(seed=1)
+        with switch():
+            data = p2t.pack(self.params, self.initial)
+            assert_same_bits(p2t.unpack(data, self.initial), self.params)
+        self.refused(data, rf"with 'jax [^']*, {told}', here is '{re.escape(ORIGIN)}'", other)
+        assert_same_bits(p2t.unpack(data, self.initial), self.params)  # the weights decide
+
     def test_one_initial_weight_that_differs_in_one_bit(self):
         other = jax.tree.map(np.copy, self.initial)
         other["b"]["kernel"].view(np.uint16)[3, 1] ^= 1
@@ -463,7 +479,7 @@ class TestHostileBytes:
         mask = np.array([True, False])
         data = p2t.pack(mask, mask, vectors=None)
         assert_same_bits(p2t.unpack(data, mask, vectors=None), mask)
-        with pytest.raises(ValueError, match="neither False nor True"):
+        with pytest.raises(ValueError, match=r"a boolean of .* must be 0 or 1"):
             p2t.unpack(signed(data[:-6] + b"\x01\x02" + data[-4:]), mask, vectors=None)
 
     @settings(deadline=None, max_examples=300)

@@ -431,11 +431,11 @@ def test_stacked_shifts_axes_wherever_the_stack_is():
 def test_stacked_errors():
     with pytest.raises(TypeError, match=r"axis: .*True"):
         stacked(flax_vectors, True)
-    with pytest.raises(ValueError, match=r"stack's axis 2 for a/w of shape \(3, 4\): its axes are"):
+    with pytest.raises(ValueError, match=r"stack's axis 2 for a/w .*: expected axes"):
         stacked(flax_vectors, 2)(("a", "w"), np.zeros((3, 4)))
     with pytest.raises(ValueError, match=r"stack's axis 0 for a/w of shape \(\): a scalar"):
         stacked(flax_vectors)(("a", "w"), np.zeros(()))
-    with pytest.raises(ValueError, match=r"axes 1 for a/w of shape \(4,\): its axes are -1 to 0"):
+    with pytest.raises(ValueError, match=r"axes 1 for a/w .*\(4,\): expected axes from -1 to 0"):
         stacked(lambda path, leaf: 1)(("a", "w"), np.zeros((3, 4)))
 
 

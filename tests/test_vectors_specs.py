@@ -182,18 +182,18 @@ def test_nodes_without_leaves_yield_nothing():
 @pytest.mark.parametrize(
     ("axes", "shape", "error", "says"),
     [
-        (2, (4, 3), ValueError, "axes 2 .*: its axes are -2 to 1"),
-        (-3, (4, 3), ValueError, "axes -3 .*: its axes are -2 to 1"),
-        ((0, 5), (4, 3), ValueError, r"axes \(0, 5\) .*: its axes are -2 to 1"),
+        (2, (4, 3), ValueError, "axes 2 .*: expected axes from -2 to 1"),
+        (-3, (4, 3), ValueError, "axes -3 .*: expected axes from -2 to 1"),
+        ((0, 5), (4, 3), ValueError, r"axes \(0, 5\) .*: expected axes from -2 to 1"),
         (0, (), ValueError, "a scalar has none, give it None"),
-        ((0, 0), (4, 3), ValueError, r"named twice, write \(0,\)"),
-        ((0, -2), (4, 3), ValueError, r"named twice, write \(0,\)"),
+        ((0, 0), (4, 3), ValueError, r"names an axis twice; expected \(0,\)"),
+        ((0, -2), (4, 3), ValueError, r"names an axis twice; expected \(0,\)"),
         ((), (4, 3), ValueError, "at least one axis, or None"),
-        (True, (4, 3), TypeError, "axes True .*: give an int"),
-        (0.0, (4, 3), TypeError, r"axes 0\.0 .*: give an int"),
-        ((0, 1.0), (4, 3), TypeError, "give an int"),
-        ((0, None), (4, 3), TypeError, "give an int"),
-        ({"kernel": 0}, (4, 3), TypeError, "give an int"),
+        (True, (4, 3), TypeError, "axes True .*: expected an int"),
+        (0.0, (4, 3), TypeError, r"axes 0\.0 .*: expected an int"),
+        ((0, 1.0), (4, 3), TypeError, "expected an int"),
+        ((0, None), (4, 3), TypeError, "expected an int"),
+        ({"kernel": 0}, (4, 3), TypeError, "expected an int"),
     ],
 )
 def test_axes_that_a_leaf_cannot_have(axes, shape, error, says):

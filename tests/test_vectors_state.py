@@ -164,6 +164,6 @@ def test_orbax(tmp_path, init, has_target):
 
 def test_single_weights_are_said_once():
     params = {"a": {"w": jnp.ones((1, 3))}, "b": {"w": jnp.ones((2, 3))}}
-    with pytest.warns(UserWarning, match=r"of a/w \(1, 3\) have one weight.*Give None"):
+    with pytest.warns(UserWarning, match=r"of a/w \(1, 3\) have one weight.*Give them None"):
         note_single_weights(walk(params, 0))
     note_single_weights(walk(params, {"a": None, "b": 0}))

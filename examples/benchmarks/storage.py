@@ -2,10 +2,10 @@
 
     python examples/benchmarks/storage.py [--short]
 
-Sizes are of the kernels of 784-500-300-10, trained on scikit-learn's digits, blown up to 28 x 28.
-Speeds are of NumPy arrays, all in one block and hence on one thread, whose own time is taken, so
-that other work on the machine counts little; the peers take turns, and beside each median stand
-the lowest and highest of the rounds.
+Sizes are of the kernels of 784-500-300-10, trained on scikit-learn's digits, enlarged to 28 x 28.
+Speeds are of NumPy arrays in one block, hence on one thread, in CPU time of that thread, so that
+other work on the machine counts little. The contenders alternate. Each median is followed by the
+lowest and the highest of the rounds.
 """
 
 import argparse
@@ -112,9 +112,9 @@ def ranks(initial, params):
 
 
 def sizes(epochs):
-    print("Bits a weight; zstandard is of level 19")
+    print("Bits per weight; zstandard runs at level 19")
     print("    network            accuracy    limit     pack  above it   ranks  float32  in planes")
-    for name, pruned in (("LAPerm", 0.0), ("LAPerm, 90 % zeros", 0.9), ("Adam", 0.0)):
+    for name, pruned in (("LAPerm", 0.0), ("LAPerm, 90% zeros", 0.9), ("Adam", 0.0)):
         initial = he_normal(pruned)
         laperm = name.startswith("LAPerm")
         tx = p2t.laperm(optax.adam(1e-3), 20) if laperm else optax.adam(1e-3)
@@ -128,11 +128,11 @@ def sizes(epochs):
             columns = [
                 f"{best / weights:8.4f}",
                 f"{packed / weights:8.4f}",
-                f"{100 * (packed / best - 1):7.3f} %",
+                f"{packed / best - 1:9.3%}",
                 f"{zstd(ranks(initial, params)) / weights:7.3f}",
             ]
         columns += [f"{zstd(f(kernels(params))) / weights:8.3f}" for f in (list, planes)]
-        print(f"    {name:18} {accuracy(params):6.1f} % ", " ".join(columns), flush=True)
+        print(f"    {name:18} {accuracy(params):7.1f}% ", " ".join(columns), flush=True)
 
 
 def compare(peers, rounds):
@@ -149,7 +149,7 @@ def compare(peers, rounds):
 
 
 def speed(dtype, pruned, lengths, rounds, weights=10**6):
-    print(f"Million weights a second, {np.dtype(dtype)}, {100 * pruned:.0f} % zeros, one thread")
+    print(f"Million weights per second, {np.dtype(dtype)}, {pruned:.0%} zeros, one thread")
     print("         n              pack              unpack   np.argsort  zstd -3  unzstd")
     rng = np.random.default_rng(0)
     for n in lengths:

@@ -1,18 +1,18 @@
-"""The door to the host: NumPy kernels on the weight vectors of many parameters at once.
+"""Running NumPy kernels on the host, on the weight vectors of many parameters at once.
 
-How a call is carried out is decided when the programme is lowered, for only then is it known on how
-many devices, and of what kind, it will run:
+How a call is made is decided when the programme is lowered. Only then is it known on how many
+devices, and on which kind, the programme will run:
 
 - compiled for one device, or running device by device (pmap, shard_map): one `jax.pure_callback`
   for all parameters together;
 - partitioned by XLA: the same, each device with its share of the vectors. An ordinary callback
   would gather everything on the first device;
-- where there is plain JAX and a callback does not pay (ranking, unless on a CPU): plain JAX, which
-  XLA partitions as it likes.
+- where a JAX implementation exists and is faster (ranking, except on a CPU): plain JAX, which XLA
+  partitions.
 
-`in_jax` is plain JAX everywhere, for programmes that may have no callback.
+`in_jax` is plain JAX everywhere, for programmes that must not call the host.
 
-The result is a permutation of the first operand, vector by vector, and differentiated as one: the
+The result is a permutation of the first operand, vector by vector. Derivatives follow it: the
 permutation itself is constant almost everywhere.
 """
 
@@ -37,7 +37,7 @@ Kernel: TypeAlias = Callable[..., None]
 # In JAX: (..., n) arrays of each operand, to one such array.
 RowsFunction: TypeAlias = Callable[..., jax.Array]
 
-# Weights per job: enough to hide what a job costs, few enough to share out and to fit a cache.
+# Weights per job: enough to hide the cost of a job, few enough for several jobs and for a cache.
 _JOB = 1 << 15
 _TOGETHER = 16  # A job has a multiple of this many vectors, which a kernel copies together.
 # Weights per callback: a callback holds several copies of its operands.
@@ -58,7 +58,7 @@ def permute_vectors(
             `start` to `stop`. Blocks are as in `p2t_jax._leaves`; `out` is to be written. It must
             be hashable, and equal if it does the same.
         function: how to do it in JAX, from (..., n) arrays to one, on accelerators and in
-            partitioned programmes; None to do it on the host there, too.
+            partitioned programmes; None to run the kernel on the host there, too.
         axes: for each parameter, the ascending axes along which its vectors run.
         values: what is permuted, one array for each parameter.
         *others: what the permutation depends on: lists of as many arrays. They may have other

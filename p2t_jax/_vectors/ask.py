@@ -1,4 +1,4 @@
-"""The one question about all parameters whose weight vectors are not known, to be filled in."""
+"""The one error that lists all parameters whose weight vectors are not known."""
 
 import re
 from collections.abc import Sequence
@@ -66,18 +66,18 @@ def question(who: str, unknown: Sequence[Unknown], otherwise: str | None) -> str
 _HELP = {
     False: [
         "p2t_jax.infer_vectors(fn, params, *inputs) reads the axes off the network. Or fill in",
-        "this table, with an axis or axes for each, None for what is not permuted, or a rule such",
-        'as p2t_jax.stacked("flax"):',
+        'this table: for each an axis or axes, None for "not permuted", or a rule such as',
+        'p2t_jax.stacked("flax"):',
     ],
     True: [
-        "Fill in this table, with an axis or axes for each, or None for what is not permuted, and",
-        "give it as infer_vectors(..., otherwise=vectors):",
+        'Fill in this table, for each an axis or axes, or None for "not permuted", and pass it as',
+        "infer_vectors(..., otherwise=vectors):",
     ],
 }
 
 
 def _groups(unknown: Sequence[Unknown]) -> dict[str, list[Unknown]]:
-    """The parameters by the end of their path, as long as needed to tell ranks apart."""
+    """The parameters by the end of their path, which is as long as needed to separate ranks."""
     groups: dict[str, list[Unknown]] = {}
     pending = [(1, list(unknown))]
     while pending:

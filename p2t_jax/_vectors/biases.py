@@ -1,4 +1,4 @@
-"""Biases as weight vectors: the paper permutes those, too (Section 5.1)."""
+"""Biases as weight vectors: the paper's authors permute them, too (Section 5.1)."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ def is_bias(path: Path, leaf: Any) -> bool:
 
 
 def with_biases(vectors: VectorRule | str = "flax") -> VectorRule:
-    """A rule that permutes biases, too: each bias is a weight vector of its own (Section 5.1).
+    """A rule that permutes biases, too: those of a layer are a weight vector (Section 5.1).
 
     A bias is a parameter of rank 1 with such a name (`bias`, `b`, `b1`), or an unnamed one. The
     rule decides about all other parameters.

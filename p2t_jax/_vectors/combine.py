@@ -29,7 +29,7 @@ def named_rule(name: str) -> VectorRule:
 
 
 def as_rule(vectors: VectorRule | str | AxesLike) -> VectorRule | AxesLike:
-    """A rule for its name; anything else as it is."""
+    """The rule of a name; anything else unchanged."""
     return named_rule(vectors) if isinstance(vectors, str) else vectors
 
 
@@ -40,16 +40,16 @@ def named_vectors(
 ) -> VectorRule:
     """A rule from a table of names.
 
-    A name in the table stands for the parameters whose path ends with it, "q_einsum/w" for
-    ("layers", "3", "q_einsum", "w"). A `*` in it stands for any part of one name. Of several names
-    that fit, the longest decides.
+    A name in the table stands for all parameters whose path ends with it: "q_einsum/w" for
+    ("layers", "3", "q_einsum", "w"). A `*` stands for any part of one name. If several names fit,
+    the longest decides.
 
     Args:
-        table: for each name the axes, None for what is not permuted, or a rule or its name.
+        table: for each name the axes, None for "not permuted", or a rule or its name.
         otherwise: the same for all other parameters.
 
     Returns:
-        The rule. If nothing in a tree has one of the names, resolving it is an error.
+        The rule. An optimizer's `init` raises a ValueError if no parameter fits one of the names.
 
     Raises:
         TypeError: If `table` is not a mapping from strings.
@@ -101,13 +101,14 @@ def _fits(name: str, path: Path) -> bool:
 def stacked(rule: VectorRule | str, axis: int = 0) -> VectorRule:
     """A rule for layers that a scan or vmap has stacked along one more axis.
 
-    `rule` is asked about one layer of the stack; the stack's axis is never part of a vector. Use
-    it for the paths of the stack only: elsewhere it would take a parameter's own axis for it.
+    `rule` is asked about one layer of the stack. The axis of the stack is never part of a vector.
+    Use this rule for the paths of the stack only: elsewhere it would take one of the parameter's
+    own axes for that of a stack.
 
     Args:
-        rule: the rule of a single layer, or its name. Linen's `Scan`/`Vmap` and Haiku's
-            `__layer_stack`, where they are the only sign of the stack, are taken off the path it is
-            given.
+        rule: the rule of a single layer, or its name. If Linen's `Scan`/`Vmap` or Haiku's
+            `__layer_stack` is the only sign of the stack in the path, `rule` is given the path
+            without it.
         axis: the stack's axis in the parameter.
 
     Returns:
@@ -115,7 +116,7 @@ def stacked(rule: VectorRule | str, axis: int = 0) -> VectorRule:
 
     Raises:
         TypeError: If `axis` is not an integer; the rule, if `rule` does not give axes.
-        ValueError: The rule, if a parameter has no such axis, or `rule` gives axes it lacks.
+        ValueError: The rule, if a parameter has no such axis, or not the axes that `rule` gives.
 
     Example:
         >>> def vectors(path, leaf):

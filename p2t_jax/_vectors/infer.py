@@ -33,19 +33,19 @@ def infer_vectors(
     Args:
         fn: the forward pass or the loss, `fn(params, *inputs)`, of any framework.
         params: the parameters: arrays, or anything with their shapes and dtypes.
-        inputs: what a training step gives it: arrays or `jax.ShapeDtypeStruct`s, in any pytrees.
-            Other leaves (bool, str, None) are handed on as they are. Random numbers and constants
-            do not count as inputs.
+        inputs: what a training step gives it: arrays or shapes (`jax.ShapeDtypeStruct`), in any
+            pytrees. Other leaves (bool, str, None) are passed on unchanged. Random numbers and
+            constants do not count as inputs.
         otherwise: answers for parameters that the network leaves open: "ask" with an error, or a
-            rule, its name, or a tree of axes, see `laperm`. None does not permute them.
+            rule, its name, or a tree of axes, see `laperm`. None means that they are not permuted.
 
     Returns:
         A tree like `params`, with a tuple of axes or None for each: plain data to print, edit, save
         and pass as `vectors`.
 
     Raises:
-        ValueError: If a parameter's use does not tell its axes, and `otherwise` does not either; if
-            there are no arrays among `inputs`.
+        ValueError: If neither the use of a parameter nor `otherwise` determines its axes; if there
+            are no arrays among `inputs`.
 
     Example:
         >>> import jax, jax.numpy as jnp, p2t_jax as p2t

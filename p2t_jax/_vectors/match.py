@@ -1,7 +1,7 @@
 """Which axes of a parameter form its weight vectors (Section 1.1).
 
 A *weight vector* is the incoming weights of one neuron. A spec names the axis or axes along which
-a vector runs, every other axis enumerates vectors, and `None` leaves a parameter alone::
+a vector runs. The other axes enumerate vectors. `None` means that a parameter is not permuted::
 
     (in, out)      axes 0        out vectors of in weights       a dense layer
     (*k, in, out)  axes 0..k     out vectors of prod(k) * in     a convolution
@@ -88,7 +88,7 @@ def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None,
 
 
 def _as_argument(spec: Any) -> str:
-    """What stands for a rule in the code that an error proposes."""
+    """How the code that an error proposes writes a rule."""
     known = {rule: name for name, rule in RULES.items()}
     name = spec if isinstance(spec, str) else known.get(spec)
     return f'"{name}"' if name else "vectors"
@@ -112,8 +112,8 @@ def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     found = positions(axes, path, leaf)
     if leaf.dtype.name not in _FLOATS:
         raise TypeError(
-            f"vectors: axes {axes!r} for {show(path)} of shape {np.shape(leaf)}: it has dtype "
-            f"{leaf.dtype.name}, and weights are {', '.join(_FLOATS)}. Give it None."
+            f"vectors: axes {axes!r} for {show(path)} of shape {np.shape(leaf)}: expected a "
+            f"dtype of {', '.join(_FLOATS)}, got dtype {leaf.dtype.name}. Give it None."
         )
     return found
 
@@ -122,9 +122,9 @@ def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
 class VectorAxes(NamedTuple):
     """The axes of a tree's weight vectors, as an optimizer state remembers them.
 
-    It is part of the state's structure, not an array. It holds one immutable string, so that
-    everything can compare, pickle and serialize it. It is also a rule:
-    `walk(weights, state.vectors)` gives the leaves with the axes that they had.
+    It is part of the state's structure, not an array. It holds one immutable string, which can be
+    compared, pickled and serialized everywhere. It is also a rule: `walk(weights, state.vectors)`
+    gives the leaves with the axes that they had.
 
     `optax.tree.map_params` initializes the state once more, with a placeholder for the parameters,
     and expects the same structure. So the axes of a tree without leaves are equal to any.
@@ -187,7 +187,7 @@ jax.export.register_pytree_node_serialization(
 def pair(
     spec: Any, tree: Any, name: str = "vectors", at: Path = ()
 ) -> Iterator[tuple[Path, Any, Any]]:
-    """Yields the path and leaf of every leaf of `tree`, and what a (prefix) tree has for it.
+    """Yields the path and leaf of every leaf of `tree`, and the entry of a (prefix) tree for it.
 
     Args:
         spec: a tree of rules, of axes or of anything else, or one entry for the whole tree.

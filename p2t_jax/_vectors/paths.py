@@ -15,7 +15,7 @@ VectorRule: TypeAlias = Callable[[Path, Any], AxesLike]
 class LayerPath(tuple[str, ...]):
     """The path of a parameter of a known layer: plain names, and the layer.
 
-    A rule that wraps another one hands the path on, and the layer with it.
+    A rule that wraps another one passes on the path, and the layer with it.
     """
 
     layer: Any
@@ -63,7 +63,7 @@ def named_leaves(tree: Any) -> list[tuple[Path, Any]]:
 
 
 def below(at: Path, path: Path) -> Path:
-    """The path of what is at `path` in a node at `at`."""
+    """The path from the root, for `path` within a node at `at`."""
     whole = at + path
     return LayerPath.of(whole, path.layer) if isinstance(path, LayerPath) else whole
 
@@ -88,7 +88,7 @@ def is_box(node: Any) -> bool:
 
 
 def unboxed(node: Any) -> Any:
-    """What a box holds; any other node is returned as it is."""
+    """The content of a box; any other node is returned unchanged."""
     while is_box(node):
         inside = [child for key, child in children(node) if key_name(key) == "value"]
         if not inside:
@@ -108,7 +108,7 @@ def _kind(node: Any) -> str | None:
 
 @functools.cache
 def _kind_of(node_type: Any) -> str | None:
-    """What is known of a class by its ancestors: no framework is imported for that."""
+    """What the ancestors of a class say about it, without importing a framework."""
     for base in node_type.__mro__:
         if base.__name__ in ("Variable", "AxisMetadata") and base.__module__.startswith("flax."):
             return "box"
@@ -141,15 +141,15 @@ def positions(axes: Any, path: Path, leaf: Any, what: str = "axes") -> tuple[int
     given = f"vectors: {what} {axes!r} for {show(path)} of shape {np.shape(leaf)}"
     axes = tuple(axes) if isinstance(axes, tuple | list | range) else (axes,)
     if not all(map(is_index, axes)):
-        raise TypeError(f"{given}: give an int, a tuple or list of ints, or None.")
+        raise TypeError(f"{given}: expected an int, a tuple or list of ints, or None.")
     if not axes:
-        raise ValueError(f"{given}: give at least one axis, or None for 'not permuted'.")
+        raise ValueError(f"{given}: expected at least one axis, or None for 'not permuted'.")
     if not all(-rank <= a < rank for a in axes):
-        right = f"its axes are {-rank} to {rank - 1}" if rank else "a scalar has none, give it None"
-        raise ValueError(f"{given}: {right}.")
+        expected = f"expected axes from {-rank} to {rank - 1}"
+        raise ValueError(f"{given}: {expected if rank else 'a scalar has none, give it None'}.")
     positions = tuple(sorted({int(a) % rank for a in axes}))
     if len(positions) < len(axes):
-        raise ValueError(f"{given}: an axis is named twice, write {positions}.")
+        raise ValueError(f"{given}: names an axis twice; expected {positions}.")
     return positions
 
 

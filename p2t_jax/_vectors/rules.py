@@ -39,7 +39,7 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     name                                                  rank  axes
     ====================================================  ====  ====================================
     any                                                   0, 1  None
-    `scale`, `..._bias`, `...embedding`, `cls_token`, ... any   None
+    `scale`, `..._bias`, `...embedding`, `cls_token` ...  any   None
     `kernel`, module `c_attn`, `c_fc`, `c_proj`           2     *error*: either order is in use
     `kernel`, `recurrent_kernel`; `w`, `w1`, `weights`    2     0
     `kernel` below an unnamed scan or vmap                3+    *error*: use `stacked`
@@ -51,12 +51,12 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     anything else                                         2+    *error*: which axes?
     ====================================================  ====  ====================================
 
-    The rule asks about a convolution whose name says transposed, depthwise or local, and about
-    one whose sizes are neither equal nor 1, since a stack of smaller ones looks the same. Attention
-    is one of Linen's own names (`MultiHeadDotProductAttention_0`), or a kernel in which heads times
-    their size is the number of features. A stack of layers under a name of your own looks like a
-    single layer with one more dimension: use `infer_vectors`, or wrap the rule in `stacked` for
-    such paths.
+    The rule raises an error for a convolution whose name says transposed, depthwise or local. It
+    does so too if the sizes are neither equal nor 1, since a stack of smaller convolutions looks
+    the same. Attention is recognized by one of Linen's own names (`MultiHeadDotProductAttention_0`)
+    or by a kernel in which heads times their size is the number of features. A stack of layers
+    under a name of your own looks like a single layer with one more dimension: use `infer_vectors`,
+    or wrap the rule in `stacked` for such paths.
 
     Args:
         path: the parameter's path in plain names.
@@ -130,11 +130,11 @@ def _one_size(sizes: tuple[int, ...]) -> bool:
 def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
     """The rule for Equinox, whose weights have their outputs first.
 
-    Where the tree has its modules, as `eqx.filter(model, eqx.is_array)` has, the classes of
-    Equinox's layers decide: `Linear`, `Conv`, `ConvTranspose`, `GRUCell`, `LSTMCell`, or a
-    subclass, have weight vectors, all but axis 0 of their weights; `Embedding` and normalizations
-    have none. Otherwise, and for modules of your own, the first line that fits decides;
-    *module* as in `flax_vectors`.
+    If the tree keeps its modules, as `eqx.filter(model, eqx.is_array)` does, the classes of
+    Equinox's layers decide. In `Linear`, `Conv`, `ConvTranspose`, `GRUCell`, `LSTMCell` and
+    subclasses, weight vectors run along all axes of the weights but 0. `Embedding` and
+    normalizations have none. Otherwise, and for modules of your own, the first line that fits
+    decides. *Module* is defined in `flax_vectors`.
 
     ====================================================  ====  ====================================
     name                                                  rank  axes
@@ -149,8 +149,8 @@ def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
     anything else                                         2+    *error*: which axes?
     ====================================================  ====  ====================================
 
-    Convolutions that `eqx.filter_vmap` has stacked look like convolutions of one more dimension:
-    the rule asks about them, unless their sizes happen to be equal.
+    Convolutions that `eqx.filter_vmap` has stacked look like convolutions of one more dimension.
+    The rule raises an error for them, unless their sizes happen to be equal.
 
     Args:
         path: the parameter's path in plain names.

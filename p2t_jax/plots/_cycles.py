@@ -34,7 +34,7 @@ def permissible_movements(
     r"""Lists the permissible movements within a subset of a weight vector (Section 2.1).
 
     A movement (x, y) gives place x the weight of place y. It is permissible if it follows the
-    recommendation of x and is short enough,
+    recommendation of x and is short enough:
 
     .. math:: r_x (w_x - w_y) > 0 \quad \text{and} \quad |w_x - w_y| < u = \ell + \alpha A,
 
@@ -168,7 +168,7 @@ def _checked_source(value: Any, n: int, members: Array) -> Array:
             f"{len(np.unique(source))} distinct places."
         )
     if not np.isin(source[members], members).all():
-        raise ValueError("subset: the permutation moves weights in or out of it.")
+        raise ValueError("subset: the permutation moves weights into it or out of it.")
     return source
 
 

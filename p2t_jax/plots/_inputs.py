@@ -1,4 +1,4 @@
-"""What the pictures share: checks of their arguments, and colours."""
+"""Checks of arguments and colours that the pictures share."""
 
 import colorsys
 import math
@@ -79,7 +79,7 @@ def subset_places(subset: Any, n: int) -> npt.NDArray[np.int64]:
 def weight_matrix(weights: Any, vectors: AxesLike) -> Array:
     """The weight matrix of a parameter (Section 1.1): each column is a weight vector.
 
-    Without a path no rule can tell, so None is the layout of kernels in JAX: all axes but the last.
+    Without a path no rule can decide, so None means all axes but the last, as in JAX's kernels.
     """
     array = real_array("weights", weights)
     default = 0 if array.ndim == 1 else tuple(range(array.ndim - 1))

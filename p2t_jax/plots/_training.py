@@ -28,8 +28,9 @@ def learning_curve(
     """Draws accuracy against mini-batches, of one run or of several (Figures 8, 10 and 15).
 
     Several runs are drawn as their mean, on a band from the lowest to the highest. Phases of
-    training have a colour and a label each: Figure 15 has `{"LAPerm": 0, "Adam (LAPerm
-    reconnected)": 1500}`. Labels in `COLORS` have their colour from there.
+    training have a colour and a label each: Figure 15 has
+    `{"LAPerm": 0, "Adam (LAPerm reconnected)": 1500}`. Labels in `COLORS` have their colour from
+    there.
 
     Args:
         batches: mini-batches before each evaluation, ascending, of shape (t,).
@@ -66,7 +67,7 @@ def learning_curve(
     if not (np.diff(x) > 0).all():
         raise ValueError("batches: must be ascending.")
     if phases is not None and label is not None:
-        raise ValueError("label: cannot be given with phases, which have labels of their own.")
+        raise ValueError("label: must be None if phases are given, which have their own labels.")
     named = {label: x[0]} if phases is None else phases
     starts = np.array([*named.values(), np.inf], np.float64)
     if not ((np.diff(starts) > 0).all() and starts[0] <= x[0]):

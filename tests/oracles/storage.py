@@ -1,4 +1,4 @@
-"""docs/storage.md in plain Python: no NumPy, no trees of counts, integers as long as they get."""
+"""The storage format in plain Python: no NumPy, no trees of counts, integers of any length."""
 
 import json
 import struct

@@ -8,6 +8,7 @@ one word. Up to 64 integers are a single word.
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -28,6 +29,51 @@ def _trailing_zeros(_: Any, word: Any) -> Any:
 
 # The number of the lowest bit of a uint64 that is not zero, as uint64.
 trailing_zeros: Any = _trailing_zeros
+
+
+@intrinsic
+def _ones(_: Any, word: Any) -> Any:
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del context, signature
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+# How many bits of a uint64 are one, as uint64.
+ones: Any = _ones
+
+LANES = 16  # Numbers that `less` compares at once.
+
+
+@intrinsic
+def _less(_: Any, numbers: Any, at: Any, number: Any) -> Any:
+    # LLVM turns this into a few vector instructions, and not the loop that would say the same.
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, start, number = arguments
+        pointer = context.make_array(signature.args[0])(context, builder, array).data
+        vector = ir.VectorType(number.type, LANES)
+        some = builder.load(
+            builder.bitcast(builder.gep(pointer, [start]), vector.as_pointer()),
+            align=number.type.width // 8,
+        )
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = ir.Constant(ir.IntType(32), 0)
+        all_first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        same = builder.shuffle_vector(
+            builder.insert_element(undefined, number, first), undefined, all_first
+        )
+        word = builder.bitcast(builder.icmp_signed("<", some, same), ir.IntType(LANES))
+        return builder.zext(word, ir.IntType(64))
+
+    return types.uint64(numbers, types.int64, numbers.dtype), generate
+
+
+# `less(numbers, at, number)`: which of `numbers[at : at + LANES]`, of an array of signed integers,
+# are less than a number, as the bits of a uint64.
+less: Any = _less
 
 
 @jit

@@ -1,7 +1,8 @@
 """Permutations as bits (Section 6): a range coder over the weights that a vector has yet to place.
 
-docs/storage.md has the format. Weights come as their bits, in unsigned integers. `_encode` and
-`_decode` are long because the coder's state, in local variables, is what makes them fast.
+docs/development/storage_format.md has the format. Weights come as their bits, in unsigned
+integers. `_encode` and `_decode` are long because the coder's state, in local variables, is what
+makes them fast.
 """
 
 import functools

@@ -39,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2t_jax._host.kernels.bits import (
+    LANES,
     clear,
     contains,
     empty_sets,
@@ -49,17 +50,17 @@ from p2t_jax._host.kernels.bits import (
 )
 from p2t_jax._host.kernels.cache import jit
 from p2t_jax._host.kernels.depth_first import search_depth_first
-from p2t_jax._host.kernels.radix import COLUMNS, key_format, read_columns, together, write_columns
+from p2t_jax._host.kernels.radix import COLUMNS, read_columns, together, write_columns
 from p2t_jax._host.kernels.subsets import (
     LEAST_SUBSET,
     Columns,
     Dealing,
     Members,
-    Sorting,
+    Ranking,
     deal,
-    order,
     partition,
     random_bits,
+    rank,
     smallest_distance,
     subset_count,
     value_ranges,
@@ -110,9 +111,9 @@ def search(
         return
     _search(
         theta,
-        r.view(f"u{r.dtype.itemsize}"),
+        r.view(f"i{r.dtype.itemsize}"),
         (alpha, partition_ratio, seed),
-        out.view(f"u{out.dtype.itemsize}"),
+        out.view(f"i{out.dtype.itemsize}"),
         start,
         stop,
         (lower, priority),
@@ -124,7 +125,8 @@ def search(
 def _columns(block: NDArray[Any]) -> Columns:
     """Room for as many vectors of a block as are copied together."""
     values = np.empty((COLUMNS, block.shape[1]), block.dtype)
-    return Columns(values, values.view(f"u{block.dtype.itemsize}"), *key_format(block.dtype))
+    bits = values.view(f"i{block.dtype.itemsize}")
+    return Columns(values, bits, np.iinfo(bits.dtype).max)
 
 
 @jit
@@ -143,7 +145,7 @@ def _search(
     alpha, partition_ratio, seed = numbers
     moved = np.empty_like(weights.bits)
     ranges = np.empty((3, COLUMNS), np.float64)
-    room = _room(theta.shape[1])
+    room = _room(weights, recommendations)
     bits = theta.view(out.dtype)
     first = start
     while first < stop:
@@ -167,8 +169,8 @@ def _search(
 class _Room(NamedTuple):
     """Room for what is computed of a vector."""
 
-    sorting: Any
     dealing: Any
+    ranking: Any
     members: Any
     turn: Any
     sets: Any
@@ -176,13 +178,22 @@ class _Room(NamedTuple):
 
 
 @jit
-def _room(n: Any) -> Any:
-    words, places = np.empty((4, n + 1), np.uint64), np.empty((5, n), np.int32)
-    counts = np.empty((4, 256), np.uint32)
-    end = np.empty((2, max(1, n // LEAST_SUBSET) + 1), np.int64)
+def _room(weights: Columns, recommendations: Columns) -> Any:
+    n = weights.bits.shape[1]
+    places = np.empty((5, n), np.uint32)  # unsigned: no check for negative indices
     return _Room(
-        Sorting(words[0], words[1], words[2], words[3], counts),
-        Dealing(places[0], places[1], end),
+        Dealing(
+            places[0],
+            np.empty((2, max(1, n // LEAST_SUBSET) + 2), np.int64),
+            places[1],
+            np.empty(n + LANES, weights.bits.dtype),
+            np.empty(n + LANES, recommendations.bits.dtype),
+        ),
+        Ranking(
+            np.empty((3, n), np.uint32),
+            np.empty((3, n + 1), np.uint64),
+            np.empty((4, 256), np.uint32),
+        ),
         Members(np.empty(n, np.float64), places[2], places[3], places[4]),
         np.empty(64, np.uint64),
         empty_sets(2, n),
@@ -201,7 +212,7 @@ def _permute_vector(
     moved: Any,
 ) -> None:
     """Write row c of the weights, permuted, to `moved`."""
-    w, bits, r = weights.values[c], weights.bits[c], recommendations.values[c]
+    w, bits = weights.values[c], weights.bits[c]
     value_range, alpha, partition_ratio, seed = hyperparameters
     lower, priority = options
     moved[:] = bits
@@ -210,24 +221,27 @@ def _permute_vector(
     subsets = subset_count(w.size, partition_ratio)
     state = random_bits(seed, 1)
     partition(state, room.dealing.label, subsets)
-    m = order(c, weights, recommendations, room.sorting)
-    deal(w, r, room.sorting, m, room.dealing, subsets, room.members)
-    end, members = room.dealing.end, room.members
+    deal(c, weights, recommendations, subsets, room.dealing)
+    rank(w, recommendations.values[c], subsets, room.dealing, room.ranking, room.members)
+    ends, members = room.dealing.end, room.members
+    weight, place, heavier, root = members
     for p in range(subsets):
-        begin, size = end[0, p], end[0, p + 1] - end[0, p]
+        begin, size = ends[0, p], ends[0, p + 1] - ends[0, p]
         if size < 2:
             continue
         if lower == MEAN:
             reach = value_range / size + alpha * value_range
         else:
-            reach = smallest_distance(members.weight, begin, size) + alpha * value_range
+            reach = smallest_distance(weight, begin, size) + alpha * value_range
         if priority != NEAREST:
             fresh = random_bits(state, w.size + begin)
             search_depth_first(
                 begin, size, members, reach, priority == RANDOM, fresh, room.graph, bits, moved
             )
         elif size <= 64:
-            _find_cycles_in_words(np.uint64(begin), size, members, reach, room.turn, bits, moved)
+            _find_cycles_in_words(
+                np.uint64(begin), size, weight, place, heavier, root, reach, room.turn, bits, moved
+            )
         else:
             _find_cycles(begin, size, members, reach, room.sets, bits, moved)
 
@@ -311,14 +325,22 @@ def _last_equal(members: Members, begin: Any, y: Any, root: Any) -> Any:
 
 @jit
 def _find_cycles_in_words(
-    begin: Any, size: Any, members: Members, reach: float, turn: Any, bits: Any, moved: Any
+    begin: Any,
+    size: Any,
+    weight: Any,
+    place: Any,
+    heavier: Any,
+    root: Any,
+    reach: float,
+    turn: Any,
+    bits: Any,
+    moved: Any,
 ) -> None:
     """The same as `_find_cycles`, for up to 64 members: each set is a word, kept in a register.
 
     Numbers are counted from the other end by exclusive or with 63. A third set, of turns, has the
     roots still there in their order. All is uint64, which needs no check for negative indices.
     """
-    weight, place, heavier, root = members
     lighter_set = heavier_set = np.uint64(0)
     for k in range(size):
         s = np.uint64(k)

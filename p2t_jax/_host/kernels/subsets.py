@@ -1,33 +1,62 @@
-"""The subsets of a weight vector: drawn at random, sorted by weight and by |r| (Section 2.1)."""
+"""The subsets of a weight vector: drawn at random, ranked by weight and by |r| (Section 2.1).
+
+What is called for each subset takes arrays, not tuples of arrays: Numba counts the references to
+each array that is taken out of a tuple, which costs as much as several weights.
+"""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from p2t_jax._host.kernels.bits import LANES, less, ones
 from p2t_jax._host.kernels.cache import jit
-from p2t_jax._host.kernels.radix import HALF, HIGH, LOW, float_key, sort_positions
+from p2t_jax._host.kernels.radix import HALF, HIGH, LOW, SIGN, sort_positions
+
+LEAST_SUBSET = 10  # weights, as in the authors' code
+_COUNTED = 256  # Members up to which counting is faster than radix sort.
 
 
 class Columns(NamedTuple):
-    """Some vectors, copied to contiguous rows: (count, n) numbers and the same memory as bits.
+    """Some vectors, copied to contiguous rows.
 
-    `shift` and `infinity` are as in `radix.float_key`.
+    Attributes:
+        values: (count, n) floats.
+        bits: the same memory as signed integers.
+        magnitude: all bits but the sign.
     """
 
     values: Any
     bits: Any
-    shift: Any
-    infinity: Any
+    magnitude: Any
+
+
+class Dealing(NamedTuple):
+    """A vector's weights, subset by subset, in each of them by place.
+
+    Attributes:
+        label: (n,) the subset of each weight; those without a recommendation have one of their own.
+        end: (2, subsets + 2): subset p has the weights `end[0, p]` to `end[0, p + 1]`.
+        place: (n,) where a weight is in the vector.
+        weight_key: (n + LANES,) integers in the order of the weights.
+        size_key: (n + LANES,) integers in the reverse order of |r|.
+    """
+
+    label: Any
+    end: Any
+    place: Any
+    weight_key: Any
+    size_key: Any
 
 
 class Members(NamedTuple):
-    """The weights that take part, subset by subset; (m,) arrays.
+    """The weights that take part, subset by subset, in each of them in order; (n,) arrays.
 
     Attributes:
-        weight: float64, ascending in each subset.
+        weight: float64, ascending. Of equal weights those that want a lighter one come first, then
+            the first by place.
         place: where they are in the vector.
         heavier: whether they want to be heavier.
-        root: the roots, largest |r| first, as numbers in their subset.
+        root: the roots as numbers in their subset, largest |r| first, then the first by place.
     """
 
     weight: Any
@@ -36,33 +65,19 @@ class Members(NamedTuple):
     root: Any
 
 
-class Sorting(NamedTuple):
-    """Room for sorting n weights: (n + 1,) uint64, and (4, 256) counts.
+class Ranking(NamedTuple):
+    """Room for ranking the weights of a subset.
 
-    `by_weight` and `by_size` have the places of the weights that take part in their lower halves.
+    Attributes:
+        rank: (3, n): by weight, by |r|, and how many of each rank have been met.
+        words: (3, n + 1) uint64, for `radix.sort_positions`.
+        counts: (4, 256) uint32, for the same.
     """
 
-    by_weight: Any
-    by_size: Any
-    key: Any
-    spare: Any
+    rank: Any
+    words: Any
     counts: Any
 
-
-class Dealing(NamedTuple):
-    """The partition of a vector: the subset and the member at each place, (n,).
-
-    `end` is (2, subsets + 1): subset p has the members `end[0, p]` to `end[0, p + 1]`.
-    """
-
-    label: Any
-    slot: Any
-    end: Any
-
-
-LEAST_SUBSET = 10  # weights, as in the authors' code
-
-_ONE = np.uint64(1)
 
 # All uint64, for Numba adds uint64 and int64 as float64.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -163,61 +178,110 @@ def value_ranges(block: Any, first: Any, count: Any, ranges: Any) -> None:
 
 
 @jit
-def order(c: Any, weights: Columns, recommendations: Columns, room: Sorting) -> Any:
-    """Sort the places of the weights that take part, by weight and by |r|; return their number.
+def deal(
+    c: Any, weights: Columns, recommendations: Columns, subsets: Any, dealing: Dealing
+) -> None:
+    """Deal the weights of row c to the subsets that `label` says.
 
-    Of equal weights those that want a lighter one come first; otherwise places are ascending.
+    Those without a recommendation get a subset of their own, for a branch would be mispredicted.
     """
-    bits, shift = weights.bits[c], weights.shift
-    r, r_bits, r_shift = recommendations.values[c], recommendations.bits[c], recommendations.shift
-    by_weight, by_size, key, spare, counts = room
+    bits, r, r_bits = weights.bits[c], recommendations.values[c], recommendations.bits[c]
+    label, end, place, weight_key, size_key = dealing
+    end[:, : subsets + 2] = 0
     for x in range(r.size):
-        key[x] = float_key(bits[x], shift, weights.infinity)
-    m = 0
+        label[x] = label[x] if abs(r[x]) > 0 else subsets
+        end[1, label[x]] += 1
+    for p in range(subsets + 1):
+        end[0, p + 1] = end[0, p] + end[1, p]
+        end[1, p] = end[0, p]
     for x in range(r.size):
-        by_weight[m] = (key[x] & HIGH) | np.uint64(x)
-        m += r[x] > 0
-    for x in range(r.size):
-        by_weight[m] = (key[x] & HIGH) | np.uint64(x)
-        m += r[x] < 0
-    sort_positions(by_weight[:m], key, shift < HALF, spare, counts)
-    m = 0
-    for x in range(r.size):
-        key[x] = ~(np.uint64(r_bits[x]) << r_shift << _ONE) >> r_shift << r_shift
-        by_size[m] = (key[x] & HIGH) | np.uint64(x)
-        m += abs(r[x]) > 0
-    sort_positions(by_size[:m], key, r_shift < HALF, spare, counts)
-    return m
+        at = np.uint64(end[1, label[x]])
+        end[1, label[x]] += 1
+        place[at] = x
+        magnitude = bits[x] & weights.magnitude  # 0 for -0.0, too
+        weight_key[at] = magnitude if bits[x] >= 0 else -magnitude
+        size_key[at] = ~(r_bits[x] & recommendations.magnitude)
 
 
 @jit
-def deal(
-    w: Any, r: Any, room: Sorting, m: Any, dealing: Dealing, subsets: Any, members: Members
-) -> None:
-    """Deal the m weights that take part, sorted in `room`, to their subsets: fill in `members`."""
-    by_weight, by_size = room.by_weight, room.by_size
-    label, slot, end = dealing
+def rank(w: Any, r: Any, subsets: Any, dealing: Dealing, room: Ranking, members: Members) -> None:
+    """Fill in the members of a vector with weights w and recommendations r."""
+    _, ends, dealt, weight_key, size_key = dealing
+    ranks, words, counts = room
     weight, place, heavier, root = members
-    end[:, : subsets + 1] = 0
-    for k in range(m):
-        end[0, np.uint64(label[by_weight[k] & LOW]) + _ONE] += 1
-    for subset in range(subsets):
-        end[0, subset + 1] += end[0, subset]
-        end[1, subset] = end[0, subset]
-    for k in range(m):
-        x = by_weight[k] & LOW
-        p = np.uint64(label[x])
-        at = np.uint64(end[1, p])
-        end[1, p] += 1
-        weight[at], place[at], heavier[at] = w[x], x, r[x] < 0
-        slot[x] = at
-    for subset in range(subsets):
-        end[1, subset] = end[0, subset]
-    for k in range(m):
-        x = by_size[k] & LOW
-        p = np.uint64(label[x])
-        root[np.uint64(end[1, p])] = np.uint64(slot[x]) - np.uint64(end[0, p])
-        end[1, p] += 1
+    for p in range(subsets):
+        begin, end = ends[0, p], ends[0, p + 1]
+        if end - begin > _COUNTED:
+            _rank_by_sorting(begin, end, weight_key, dealt, r, True, (words, counts), ranks[0])
+            _rank_by_sorting(begin, end, size_key, dealt, r, False, (words, counts), ranks[1])
+        elif _rank_by_counting(begin, end, weight_key, size_key, ranks):
+            _separate(begin, end, dealt, r, ranks)
+        first = np.uint64(begin)
+        for k in range(first, np.uint64(end)):
+            x, at = dealt[k], first + ranks[0, k]
+            weight[at], place[at], heavier[at] = w[x], x, r[x] < 0
+            root[first + ranks[1, k]] = ranks[0, k]
+
+
+@jit
+def _rank_by_counting(begin: Any, end: Any, weight_key: Any, size_key: Any, rank: Any) -> Any:
+    """A rank is the number of smaller keys, many of which a processor counts at a time.
+
+    Returns whether there are equal keys: they get the same rank.
+    """
+    last = begin + (end - begin - 1) // LANES * LANES
+    rest = ~np.uint64(0) >> np.uint64(64 - (end - last))
+    total = 0
+    for k in range(np.uint64(begin), np.uint64(end)):
+        own_weight, own_size = weight_key[k], size_key[k]
+        by_weight = ones(less(weight_key, last, own_weight) & rest)
+        by_size = ones(less(size_key, last, own_size) & rest)
+        for at in range(begin, last, LANES):
+            by_weight += ones(less(weight_key, at, own_weight))
+            by_size += ones(less(size_key, at, own_size))
+        rank[0, k], rank[1, k] = by_weight, by_size
+        total += np.int64(by_weight + by_size)
+    return total < (end - begin) * (end - begin - 1)
+
+
+@jit
+def _separate(begin: Any, end: Any, place: Any, r: Any, rank: Any) -> None:
+    """Give equal ones successive ranks, in the order that `Members` says."""
+    rank[2, begin:end] = 0
+    for heavier in (False, True):
+        for k in range(begin, end):
+            if (r[place[k]] < 0) == heavier:
+                first = begin + rank[0, k]
+                rank[0, k] += rank[2, first]
+                rank[2, first] += 1
+    rank[2, begin:end] = 0
+    for k in range(begin, end):
+        first = begin + rank[1, k]
+        rank[1, k] += rank[2, first]
+        rank[2, first] += 1
+
+
+@jit
+def _rank_by_sorting(
+    begin: Any, end: Any, keys: Any, place: Any, r: Any, lighter_first: Any, room: Any, rank: Any
+) -> None:
+    """The same for one kind of keys, by radix sort: of equal ones the first by place is first."""
+    words, counts = room
+    sorted_, key = words[0, : end - begin], words[1]
+    shift = np.uint64(64 - 8 * keys.itemsize)
+    for k in range(begin, end):
+        key[k - begin] = (np.uint64(keys[k]) << shift) ^ SIGN
+    m = 0
+    for k in range(begin, end):  # without a branch, as in `deal`
+        words[0, m] = (key[k - begin] & HIGH) | np.uint64(k - begin)
+        m += not lighter_first or r[place[k]] > 0
+    if lighter_first:
+        for k in range(begin, end):
+            words[0, m] = (key[k - begin] & HIGH) | np.uint64(k - begin)
+            m += r[place[k]] < 0
+    sort_positions(sorted_, key, shift < HALF, words[2], counts)
+    for at in range(end - begin):
+        rank[begin + np.int64(sorted_[at] & LOW)] = at
 
 
 @jit

@@ -204,3 +204,33 @@ def test_dropout_only_where_asked():
     np.testing.assert_allclose(evaluated, without, rtol=1e-5)
     assert (one != other).any()
     assert (one != evaluated).any()
+
+
+def test_a_vision_transformer_is_a_stack_of_blocks_whose_weight_vectors_are_found():
+    model, images = models.ViT(), jax.ShapeDtypeStruct((2, 28, 28, 1), "float32")
+    params = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 105_418
+    found = p2t.infer_vectors(model.apply, params, images)["params"]
+    assert found["positions"] is None
+    assert found["Dense_0"] == {"kernel": (0,), "bias": None}
+    blocks = found["blocks"]
+    assert blocks["Dense_0"]["kernel"] == blocks["Dense_1"]["kernel"] == (1,)  # 0: the blocks
+    attention = blocks["MultiHeadDotProductAttention_0"]
+    assert [attention[name]["kernel"] for name in ("query", "key", "value", "out")] == [
+        (1,), (1,), (1,), (1, 2),
+    ]  # fmt: skip
+
+
+def test_a_vision_transformer_without_positions_does_not_know_where_patches_are():
+    model = models.ViT(width=8, blocks=1, heads=2)
+    image = jax.random.normal(jax.random.key(1), (1, 28, 28, 1))
+    params = initialize(model, image)["params"]
+    swapped = image.at[:, 0:7, 21:28].set(image[:, 14:21, 7:14])
+    swapped = swapped.at[:, 14:21, 7:14].set(image[:, 0:7, 21:28])
+
+    def logits(images, params):
+        return model.apply({"params": params}, images)
+
+    assert not np.allclose(logits(swapped, params), logits(image, params), rtol=1e-4)
+    params["positions"] = jnp.zeros_like(params["positions"])
+    np.testing.assert_allclose(logits(swapped, params), logits(image, params), rtol=1e-4, atol=1e-6)

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import p2t_jax as p2t
+import transformer
 from common import data, models, search, training
 from common.records import Record
 
@@ -149,6 +150,11 @@ SCRIPTS = {
     "local_laperm": [
         f"{what} averaged, k = {k}" for k in (20, 100, 400) for what in ("weights", "gradients")
     ],
+    "transformer": [
+        f"{optimizer}{which}"
+        for optimizer in ("LAPerm", "SGPerm", "Adam")
+        for which in ("", ", searched")
+    ],
 }
 CIFAR = {
     "vgg": ["--epochs", "2", "--sync-period", "2-4", "--only", "LAPerm, k = 2 to 4"],
@@ -221,6 +227,18 @@ def test_a_search_repeats_no_trial_of_its_record(tmp_path, monkeypatch):
     assert trials[0]["accuracy"]["0"] == 0.1234
     assert [done["optimizer"] for done in trials] == ["SGPerm", "Adam", "SGPerm", "Adam"]
     assert all(len(done["accuracy"]) == 3 for done in trials)
+
+
+def test_the_trials_of_the_transformer_are_added_to_one_record(tmp_path, monkeypatch):
+    for only in ("Adam", "SGPerm", "Adam"):
+        monkeypatch.setattr(transformer, "TRIALS", {only: transformer.TRIALS[only][:1]})
+        run(monkeypatch, tmp_path, "transformer", "--search", "--only", only)
+        monkeypatch.undo()
+    made = Record.load(transformer.SEARCH, tmp_path).contents["trials"]
+    assert [trial["optimizer"] for trial in made] == ["Adam", "SGPerm"]
+    for trial in made:
+        assert trial["hyperparameters"] == transformer.TRIALS[trial["optimizer"]][0]
+        assert 0 <= trial["accuracy"]["0"] <= 1
 
 
 def test_a_search_interrupted_anywhere_finds_the_same():

@@ -17,6 +17,7 @@ def sgperm(
     beta_2=1 / 0.995,
     momentum=0.9,
     lower="mean",
+    vectors=VECTORS,
 ):
     """Algorithm 1; the defaults are what Sections 5.1.1 and 5.1.2 share."""
     return p2t.sgperm(
@@ -25,5 +26,5 @@ def sgperm(
         p2t.geometric_schedule(lambda_0, beta_2, lambda_max),
         inner=optax.sgd(1.0, momentum=momentum),
         lower=lower,
-        vectors=VECTORS,
+        vectors=vectors,
     )

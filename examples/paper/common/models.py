@@ -107,3 +107,52 @@ class VGG(nn.Module):
             x = nn.Dropout(rate, deterministic=not train)(x)
         x = x.reshape(len(x), -1)
         return nn.Dense(10, kernel_init=he_normal, bias_init=normal_bias(x.shape[-1]))(x)
+
+
+class Block(nn.Module):
+    """A block of a transformer; layers are normalized before they are used.
+
+    Attributes:
+        heads: The attention heads.
+    """
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x, _):
+        width = x.shape[-1]
+        x = x + nn.MultiHeadDotProductAttention(self.heads)(nn.LayerNorm()(x))
+        y = nn.Dense(2 * width)(nn.LayerNorm()(x))
+        return x + nn.Dense(width)(nn.gelu(y)), None
+
+
+class ViT(nn.Module):
+    """A small vision transformer (Dosovitskiy et al., 2021); 105,418 parameters on 28 x 28 pixels.
+
+    The blocks are one stack of parameters, which `nn.scan` runs through. There is no class token:
+    the tokens are averaged.
+
+    Attributes:
+        patch: The side of a patch in pixels.
+        width: The features of a token.
+        blocks: The number of blocks.
+        heads: The attention heads of a block.
+    """
+
+    patch: int = 7
+    width: int = 64
+    blocks: int = 3
+    heads: int = 4
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        n, height, width, channels = x.shape
+        rows, columns = height // self.patch, width // self.patch
+        x = x.reshape(n, rows, self.patch, columns, self.patch, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows * columns, -1)
+        x = nn.Dense(self.width)(x)
+        x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
+        lift = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        stack = nn.scan(Block, length=self.blocks, **lift)
+        x, _ = stack(self.heads, name="blocks")(x, None)
+        return nn.Dense(10)(nn.LayerNorm()(x).mean(axis=1))

@@ -150,9 +150,10 @@ def following(words: Any, which: Any, begin: Any, levels: Any, i: Any) -> Any:
         word = (words[_at(begin, level, i, which)] >> (i & _IN_WORD)) >> _ONE
         if word:
             i += _ONE + trailing_zeros(word)
-            while level:
-                level -= _ONE
-                word = words[((begin[level] + i) << _ONE) | which]
+            below = np.uint64(level)
+            while below:
+                below -= _ONE
+                word = words[((begin[below] + i) << _ONE) | which]
                 i = (i << _WORD) + trailing_zeros(word)
             return i
         i >>= _WORD

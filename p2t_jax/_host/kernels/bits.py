@@ -76,9 +76,16 @@ def _less(_: Any, numbers: Any, at: Any, number: Any) -> Any:
 less: Any = _less
 
 
+NONE = ~np.uint64(0)
+
+
 @jit
-def empty_sets(count: Any, n: Any) -> Any:
-    """Room for `count` sets of the integers below n or fewer: (words, where each level begins)."""
+def empty_sets(n: Any) -> Any:
+    """Room for two sets, 0 and 1, of the integers below n or fewer: words, and where levels begin.
+
+    Word k of set 0 and word k of set 1 are side by side. All numbers are uint64, which needs no
+    check for negative indices.
+    """
     words = levels = 0
     size = n
     while True:
@@ -87,58 +94,67 @@ def empty_sets(count: Any, n: Any) -> Any:
         levels += 1
         if size <= 1:
             break
-    return np.empty((count, max(words, 1)), np.uint64), np.empty(levels + 1, np.int64)
+    return np.empty(2 * max(words, 1), np.uint64), np.empty(levels + 1, np.uint64)
 
 
 @jit
 def clear(words: Any, begin: Any, n: Any) -> Any:
-    """Make all sets empty, to be used for integers below n; return the number of levels."""
-    begin[0] = level = 0
+    """Make both sets empty, to be used for integers below n; return the number of levels."""
+    level = begin[0] = 0
     size = n
     while True:
         size = (size + 63) >> 6
         level += 1
-        begin[level] = begin[level - 1] + size
+        begin[level] = begin[level - 1] + np.uint64(size)
         if size <= 1:
             break
-    words[:, : begin[level]] = 0
-    return level
+    words[: 2 * np.int64(begin[level])] = 0
+    return np.uint64(level)
+
+
+@jit
+def _at(begin: Any, level: Any, i: Any, which: Any) -> Any:
+    """Where the word that says of i, on a level, is."""
+    return ((begin[level] + (i >> _WORD)) << _ONE) | which
 
 
 @jit
 def insert(words: Any, which: Any, begin: Any, levels: Any, i: Any) -> None:
     """Add i to a set."""
     for level in range(levels):
-        words[which, begin[level] + (i >> 6)] |= _ONE << (np.uint64(i) & _IN_WORD)
-        i >>= 6
+        words[_at(begin, level, i, which)] |= _ONE << (i & _IN_WORD)
+        i >>= _WORD
 
 
 @jit
 def remove(words: Any, which: Any, begin: Any, levels: Any, i: Any) -> None:
     """Take i out of a set."""
     for level in range(levels):
-        at = begin[level] + (i >> 6)
-        words[which, at] &= ~(_ONE << (np.uint64(i) & _IN_WORD))
-        if words[which, at]:
+        at = _at(begin, level, i, which)
+        words[at] &= ~(_ONE << (i & _IN_WORD))
+        if words[at]:
             return
-        i >>= 6
+        i >>= _WORD
 
 
 @jit
 def contains(words: Any, which: Any, i: Any) -> Any:
     """Whether i is in a set."""
-    return (words[which, i >> 6] >> (np.uint64(i) & _IN_WORD)) & _ONE != 0
+    return (words[((i >> _WORD) << _ONE) | which] >> (i & _IN_WORD)) & _ONE != 0
 
 
 @jit
 def following(words: Any, which: Any, begin: Any, levels: Any, i: Any) -> Any:
-    """The least member above i, or -1."""
+    """The least member above i, or `NONE`."""
     for level in range(levels):
-        word = (words[which, begin[level] + (i >> 6)] >> (np.uint64(i) & _IN_WORD)) >> _ONE
+        word = (words[_at(begin, level, i, which)] >> (i & _IN_WORD)) >> _ONE
         if word:
-            i += 1 + np.int64(trailing_zeros(word))
-            for below in range(level - 1, -1, -1):
-                i = (i << 6) + np.int64(trailing_zeros(words[which, begin[below] + i]))
+            i += _ONE + trailing_zeros(word)
+            below = np.uint64(level)
+            while below:
+                below -= _ONE
+                word = words[((begin[below] + i) << _ONE) | which]
+                i = (i << _WORD) + trailing_zeros(word)
             return i
-        i >>= 6
-    return np.int64(-1)
+        i >>= _WORD
+    return NONE

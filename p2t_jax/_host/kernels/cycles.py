@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from p2t_jax._host.kernels.bits import (
     LANES,
+    NONE,
     clear,
     contains,
     empty_sets,
@@ -196,7 +197,7 @@ def _room(weights: Columns, recommendations: Columns) -> Any:
         ),
         Members(np.empty(n, np.float64), places[2], places[3], places[4]),
         np.empty(64, np.uint64),
-        empty_sets(2, n),
+        empty_sets(n),
         np.empty((8, n), np.int32),
     )
 
@@ -225,6 +226,7 @@ def _permute_vector(
     rank(w, recommendations.values[c], subsets, room.dealing, room.ranking, room.members)
     ends, members = room.dealing.end, room.members
     weight, place, heavier, root = members
+    words, levels = room.sets
     for p in range(subsets):
         begin, size = ends[0, p], ends[0, p + 1] - ends[0, p]
         if size < 2:
@@ -243,16 +245,22 @@ def _permute_vector(
                 np.uint64(begin), size, weight, place, heavier, root, reach, room.turn, bits, moved
             )
         else:
-            _find_cycles(begin, size, members, reach, room.sets, bits, moved)
+            _find_cycles(
+                begin, size, weight, place, heavier, root, reach, words, levels, bits, moved
+            )
 
 
 @jit
 def _find_cycles(
     begin: Any,
     size: Any,
-    members: Members,
+    weight: Any,
+    place: Any,
+    heavier: Any,
+    root: Any,
     reach: float,
-    sets: Any,
+    words: Any,
+    levels: Any,
     bits: Any,
     moved: Any,
 ) -> None:
@@ -264,47 +272,52 @@ def _find_cycles(
     Args:
         begin: the first member of the subset.
         size: how many there are.
-        members: those of all subsets.
+        weight: see `subsets.Members`; so for the next three.
+        place: of all subsets.
+        heavier: of all subsets.
+        root: of all subsets.
         reach: u.
-        sets: room for two sets, see `bits.empty_sets`.
+        words: room for two sets, see `bits.empty_sets`.
+        levels: likewise.
         bits: the weights of the vector, as bits.
         moved: written where weights move.
     """
-    weight, place, heavier, root = members
-    words, levels = sets
-    height = clear(words, levels, size)
-    for member in range(size):
-        own = heavier[begin + member]
-        insert(words, own, levels, height, size - 1 - member if own else member)
-    for k in range(size):
-        s = np.int64(root[begin + k])
-        own = heavier[begin + s]
-        flip = 0 if own else size - 1  # from a number to that in the opposite set: abs(flip - s)
-        flop = size - 1 - flip  # from a number to that in the root's own set
-        if not contains(words, own, abs(flop - s)):
+    height, most = clear(words, levels, size), np.uint64(size) - _ONE
+    begin = np.uint64(begin)
+    for member in range(most + _ONE):
+        own = np.uint64(heavier[begin + member])
+        insert(words, own, levels, height, most - member if own else member)
+    for k in range(most + _ONE):
+        s = np.uint64(root[begin + k])
+        own = np.uint64(heavier[begin + s])
+        at = most - s if own else s  # the root's number in its own set
+        if not contains(words, own, at):
             continue
-        z = following(words, 1 - own, levels, height, abs(flip - s))
-        last = abs(flip - z)
-        if z < 0 or not abs(weight[begin + last] - weight[begin + s]) < reach:
-            remove(words, own, levels, height, abs(flop - s))
+        z = following(words, _ONE - own, levels, height, most - at)
+        last = z if own else most - z
+        if z == NONE or not abs(weight[begin + last] - weight[begin + s]) < reach:
+            remove(words, own, levels, height, at)
             continue
-        remove(words, 1 - own, levels, height, z)
-        y = last
+        remove(words, _ONE - own, levels, height, z)
+        y, after = last, most - z  # the number that y has or would have in the root's own set
         while y != s:  # from z back to the root; of equal weights only the first met moves
-            t = following(words, own, levels, height, abs(flop - _last_equal(members, begin, y, s)))
-            x = abs(flop - t)
+            beside = y - _ONE if own else y + _ONE
+            if beside != s and weight[begin + beside] == weight[begin + y]:
+                y_last = _last_equal(weight, np.int64(begin), np.int64(y), np.int64(s))
+                after = most - np.uint64(y_last) if own else np.uint64(y_last)
+            after = following(words, own, levels, height, after)
+            x = most - after if own else after
             if weight[begin + x] == weight[begin + s]:
-                x = s
+                x, after = s, at
             moved[place[begin + x]] = bits[place[begin + y]]
-            remove(words, own, levels, height, abs(flop - x))
+            remove(words, own, levels, height, after)
             y = x
         moved[place[begin + last]] = bits[place[begin + s]]
 
 
 @jit
-def _last_equal(members: Members, begin: Any, y: Any, root: Any) -> Any:
+def _last_equal(weight: Any, begin: Any, y: Any, root: Any) -> Any:
     """The last member with the weight of y on the way to the root, found by doubling steps."""
-    weight = members.weight
     way = 1 if root > y else -1
     inside, outside = y, root
     jump = 1

@@ -22,9 +22,10 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     Optax applies updates by adding them, and :math:`p + (\theta - p)` differs from :math:`\theta`
     in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
     inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
-    :math:`\theta = \theta_{sorted}[R(params)]`. SGPerm's state has :math:`\theta` itself. So has
-    LAPerm's with `axis_name`, from a synchronization to the next step: all parameters that the
-    devices agreed on. Evaluate, save and count on the result; go on training from `params`.
+    :math:`\theta = \theta_{sorted}[R(params)]`. SGPerm's state has :math:`\theta` itself. With
+    `axis_name`, LAPerm's state has it from a synchronization until the next step; the result then
+    is what all devices agreed on, for parameters without weight vectors, too. Evaluate and save
+    the result, but continue training from `params`.
 
     Args:
         state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in
@@ -70,7 +71,7 @@ def _holds_weights(node: Any) -> bool:
 def _permuted(
     state: SynchronizeState | CyclePermutationState, leaves: dict[Path, Any]
 ) -> dict[Path, Any]:
-    """The weight vectors among `leaves`, by path, that this state knows."""
+    """The exact parameters that this state gives for some of `leaves`, by path."""
     if isinstance(state, SynchronizeState):
         step, weights = state.sync_step, state.theta_sorted
     else:
@@ -112,8 +113,9 @@ def is_permutation(
 ) -> jax.Array:
     """Whether every weight vector is exactly a permutation of the initial one.
 
-    Compares the sorted bit patterns, in NumPy on a CPU: -0.0 is not 0.0 here, and a NaN only
-    itself. Shares no code with the ranking that it checks. Other parameters do not matter.
+    It compares the sorted bit patterns (on a CPU, NumPy sorts them): -0.0 is not 0.0 here, and a
+    NaN equals only a NaN of the same bits. It shares no code with the ranking that it checks.
+    Parameters without weight vectors do not matter.
 
     Args:
         params: the parameters to check, for instance `permuted_params(state, params)`.
@@ -121,7 +123,7 @@ def is_permutation(
         vectors: which axes form weight vectors, as given to `laperm`.
 
     Returns:
-        A boolean scalar; False also where a dtype changed.
+        A boolean scalar; False also if the dtype of a weight vector changed.
 
     Raises:
         ValueError: If the two trees do not match.

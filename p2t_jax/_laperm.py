@@ -24,8 +24,9 @@ class SynchronizeState(NamedTuple):
         theta_sorted: the initial parameters, every weight vector sorted along its axes. Other
             parameters keep their initial value here, so that this tree mirrors the parameters leaf
             by leaf, for `optax.tree.map_params` and for shardings.
-        theta_synchronized: with `axis_name`, the parameters that all devices agreed on at the last
-            synchronization, exactly; at first the initial ones. None without `axis_name`.
+        theta_synchronized: with `axis_name`, exactly the parameters that all devices agreed on at
+            the last synchronization; before the first one, the initial parameters. None without
+            `axis_name`.
         vectors: the axes of the weight vectors; static metadata, not an array.
     """
 
@@ -62,9 +63,9 @@ def laperm(
 
     It is `optax.chain(inner, synchronize(sync_period))`, so `state[0]` is the inner optimizer's
     state. In addition, a synchronization makes a line search forget the value and the gradient that
-    it remembers of the look-ahead point, so that `optax.value_and_grad_from_state` computes them
-    anew. Between synchronizations the parameters are not a permutation, and after one they are only
-    up to rounding. Use `permuted_params` to evaluate and save.
+    it remembers of the look-ahead point, so that `optax.value_and_grad_from_state` computes both
+    again. Between synchronizations the parameters are not a permutation, and after one they are
+    only up to rounding. Use `permuted_params` to evaluate and save.
 
     Args:
         inner: the inner optimizer, Opt in Algorithm 2. Any Optax optimizer; extra arguments of
@@ -77,26 +78,26 @@ def laperm(
             None`, the name of one ("flax", "equinox", "haiku"), or a (prefix) tree of axes, such as
             `infer_vectors` returns.
         axis_name: the axis of a `pmap`, `shard_map` or `vmap` whose devices look ahead alone, each
-            on its own mini-batches. Gradients must not be averaged, and the inner states stay
-            local. A synchronization averages the parameters over the axis: :math:`\phi_k` becomes
-            its mean, and so do all other floating parameters. It is the only communication. The
-            mean of what is not finite may be NaN, on all devices; those weights are ranked last.
-            All devices must start from the same parameters, and k must be the same on all.
+            on its own mini-batches. Do not average the gradients; the inner states stay local.
+            A synchronization averages the parameters over the axis, those without weight vectors,
+            too: it ranks the mean of :math:`\phi_k`. Nothing else is communicated. If a weight is
+            not finite on one device, the mean may be NaN on all; NaN is ranked last. All devices
+            must start from the same parameters, and k must be the same on all.
         host_callback: whether ranking may run on the host, as it does on CPUs, where XLA sorts
-            slowly. False for plain JAX, which can be exported and cached. None for the default,
-            see `set_host_callback`.
+            slowly. False for plain JAX, which can be exported and cached. None for the default of
+            the process, see `set_host_callback`.
 
     Returns:
         A gradient transformation whose `update` needs `params`. Its `init` needs the initial
-        weights themselves: `theta_sorted` is made from them.
+        weights themselves, because it sorts them.
 
     Raises:
-        TypeError: If `inner` is not a gradient transformation or `sync_period` not a number; in
+        TypeError: If `inner` is not a gradient transformation or `sync_period` is not a number; in
             `init`, if a weight vector is not of a floating dtype.
         ValueError: If `sync_period` is below 1 or not a scalar; in `init`, if the tree is empty, no
             parameter has weight vectors, or a rule does not know a leaf; in `update`, without
             `params` or with a state that does not match them, if `axis_name` is not bound, or if k
-            may differ between its devices.
+            may differ between the devices of that axis.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, p2t_jax as p2t
@@ -141,10 +142,10 @@ def synchronize(
     axis_name: Any = None,
     host_callback: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The link that LAPerm puts behind an optimizer: every k steps, reorder the initial weights.
+    r"""The last transformation of LAPerm's chain: every k steps, it reorders the initial weights.
 
-    Passes updates on unchanged, but every `sync_period` steps replaces those of the weight vectors
-    by :math:`\theta_{sorted}[R(params + updates)] - params` (Section 3.1). Everything in front of
+    In other steps, updates pass unchanged. Every `sync_period` steps, those of the weight vectors
+    become :math:`\theta_{sorted}[R(params + updates)] - params` (Section 3.1). Everything before
     it in an `optax.chain` is the inner optimizer. It must be the last transformation that changes
     updates.
 
@@ -228,14 +229,14 @@ def _permute(
     theta: list[jax.Array],
     theta_sorted: list[jax.Array],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The updates that a synchronization puts in place of the look-ahead's.
+    """The updates of a synchronization, and what all devices agree on.
 
-    With `axis_name` also the parameters that all devices agree on: updates differ between devices,
-    and so does the rounding when they are added. Parameters without weight vectors come last.
+    The latter are parameters, with `axis_name` only: updates differ between devices, and so does
+    the rounding when they are added. In both lists, parameters without weight vectors come last.
     """
     delta, agreed = values
     new = optax.apply_updates(theta, delta)
-    if axis_name is not None:  # No other collective: all communication is in a synchronization.
+    if axis_name is not None:  # The only collective: devices communicate in a synchronization.
         new = jax.lax.pmean(new, axis_name)
     n = len(axes)
     phi = list(map(varying_like, new[:n], theta_sorted))
@@ -248,9 +249,9 @@ def _permute(
 
 
 def _check_same_on_all(axis_name: Any, sync_period: Any, synchronizes: jax.Array) -> None:
-    """Refuses a k that may differ between devices, which then wait for each other for ever."""
+    """Refuses a k that may differ between devices: they would wait for each other forever."""
     devices = varying_axes(_checks.device_index(axis_name))
-    if devices:  # JAX keeps track of what varies over them.
+    if devices:  # `shard_map` keeps track of what varies between them.
         differs = bool(devices & varying_axes(synchronizes))
     elif callable(sync_period):
         jaxpr = jax.make_jaxpr(sync_period)(jax.ShapeDtypeStruct((), jnp.int32))
@@ -259,10 +260,10 @@ def _check_same_on_all(axis_name: Any, sync_period: Any, synchronizes: jax.Array
         differs = is_traced(sync_period)
     if differs:
         raise ValueError(
-            f"sync_period: may differ between the devices of axis_name {axis_name!r}, which would "
-            "wait for each other for ever. Give a number, or a schedule of the step alone, and "
-            "keep the step counters of the state the same on all devices (under shard_map with "
-            "the spec P())."
+            f"sync_period: must be the same on all devices of axis_name {axis_name!r}, got one "
+            "that may differ: devices would wait for each other forever. Pass a number, or a "
+            "schedule that depends on the step alone, and keep the step counters of the state the "
+            "same on all devices (under shard_map with the spec P())."
         )
 
 
@@ -270,10 +271,10 @@ def _check_same_on_all(axis_name: Any, sync_period: Any, synchronizes: jax.Array
 def _replace_if(function: Any, predicate: jax.Array, values: Any, *args: Any) -> Any:
     """`function(values, *args) if predicate else values`, without a copy of the values.
 
-    A `lax.cond` copies what it passes through, in every step. A loop of no turns does not; but it
-    cannot be differentiated in reverse, hence the rule below.
+    A `lax.cond` copies what it passes through, in every step. A loop of no turns does not, but it
+    has no derivative in reverse mode; hence the rule below.
     """
-    if not is_traced(predicate):  # a loop would be compiled anew in every step
+    if not is_traced(predicate):  # outside of `jit`, a loop would be compiled in every step
         return function(values, *args) if predicate else values
 
     def turn(carry: Any) -> Any:
@@ -299,9 +300,9 @@ def _replace_if_jvp(function: Any, primals: Any, tangents: Any) -> Any:
 
 
 def _as_promoted(leaf: _updates.Moving) -> jax.Array:
-    """The update in the type of the parameter, which a synchronization gives it as well."""
+    """The update in the dtype and with the sharding that it has after a synchronization."""
     dtype = jnp.result_type(leaf.param, leaf.update)
-    # `lax` leaves no weak type behind.
+    # Unlike `astype`, this leaves no weak type behind.
     update = jax.lax.convert_element_type(leaf.update, dtype)
     update = _leaves.sharded_like(update, leaf.param)
     return varying_like(update, leaf.param, leaf.weights)
@@ -315,7 +316,7 @@ def _check_period(k: Any) -> None:
 
 def _sorted(leaves: list[_leaves.Leaf], host_callback: bool) -> list[Any]:
     if any(isinstance(leaf.array, jax.ShapeDtypeStruct) for leaf in leaves):
-        # Optax optimizers can be initialized with shapes alone, to see the state's.
+        # Optax optimizers can be initialized with shapes alone, to get those of the state.
         return [leaf.array for leaf in leaves]
     copies = [_updates.kept(leaf.array) for leaf in leaves]
     axes = {i: leaf.axes for i, leaf in enumerate(leaves) if leaf.axes is not None}
@@ -328,7 +329,7 @@ def _sorted(leaves: list[_leaves.Leaf], host_callback: bool) -> list[Any]:
 
 
 def _forget(inner_state: Any, synchronized: jax.Array) -> Any:
-    """Line searches remember value and gradient at the next parameters, which now are others."""
+    """Makes line searches forget the value and gradient at a point that the parameters left."""
 
     def remembers(node: Any) -> bool:
         return {"value", "grad"} <= set(getattr(node, "_fields", ()))
@@ -336,6 +337,7 @@ def _forget(inner_state: Any, synchronized: jax.Array) -> Any:
     def forget(node: Any) -> Any:
         if not remembers(node) or node.value is None:
             return node
+        # Optax computes both again where the value is not finite.
         return node._replace(value=jnp.where(synchronized, jnp.inf, node.value))
 
     return jax.tree.map(forget, inner_state, is_leaf=remembers)

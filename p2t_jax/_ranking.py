@@ -1,6 +1,6 @@
 """Ordering weights by rank (Section 3.1), with the same bits on the host and in plain JAX.
 
-Ties are ranked by position, -0.0 equals 0.0, and every NaN is the same largest number.
+Ties are ranked by position. -0.0 equals 0.0, and all NaNs are equal and above every number.
 """
 
 from collections.abc import Sequence
@@ -69,8 +69,8 @@ def _rank_on_host(*blocks: Any) -> None:
 def float_key(w: jax.Array) -> jax.Array:
     """The bits of floats as unsigned integers of the same order; -0.0 is 0.0, NaN is last.
 
-    Devices do not agree on comparing floats: XLA takes denormal ones for zeros on CPUs. On integers
-    all agree.
+    Devices disagree on comparing floats: on CPUs, XLA takes subnormal numbers for zeros. They agree
+    on integers.
     """
     size = 8 * w.dtype.itemsize
     bits = jax.lax.bitcast_convert_type(w, f"uint{size}")

@@ -26,7 +26,7 @@ def geometric_schedule(init_value: float, rate: float, limit: float) -> optax.Sc
     r"""The schedules of Algorithm 1: multiplied in every step, before the value is used.
 
     The first mini-batch has :math:`x_1 = rate \cdot x_0`, and then :math:`x_t = \max(rate \cdot
-    x_{t-1}, limit)` if the rate is below 1, with a minimum if it is above.
+    x_{t-1}, limit)` if the rate is below 1, and with min in place of max if it is above 1.
 
     Args:
         init_value: :math:`x_0`: :math:`\alpha_0` or :math:`\lambda_0`.
@@ -105,14 +105,14 @@ def sgperm(
 
     .. math:: r_x (w_x - w_y) > 0, \qquad |w_x - w_y| < u = \ell + \alpha A,
 
-    with A the range of the weight vector and :math:`\lfloor 1/\lambda \rfloor` random subsets drawn
-    anew in every step, within which weights move. Starting from the largest :math:`|r|`, a
-    depth-first search along the movements, nearest first, finds cycles through the weight that it
-    starts from. Weights without a recommendation (0 or NaN) stay.
+    with A the range of the weight vector. Every step partitions the vector at random into
+    :math:`\lfloor 1/\lambda \rfloor` subsets, and weights move within these. Starting from the
+    largest :math:`|r|`, a depth-first search along the movements, nearest first, finds cycles
+    through the weight that it starts from. Weights without a recommendation (0 or NaN) stay.
 
     It is `optax.chain(inner, cycle_permutation(...))`. Parameters without weight vectors stay
-    unchanged; to train them otherwise, use `optax.partition`, or permute biases, too, with
-    `vectors=with_biases("flax")`.
+    unchanged. To train them by another optimizer, use `optax.partition`; to permute biases, too,
+    pass `vectors=with_biases("flax")`.
 
     Args:
         key: where the random partitions come from: a seed, or a key of `jax.random`.
@@ -123,9 +123,9 @@ def sgperm(
             if the vector has as many. Traced or scheduled values of either are clipped to [0, 1];
             0 and NaN let nothing move.
         inner: what turns gradients into updates; the recommendation is the negative update. By
-            default `optax.sgd(1.0, momentum=0.9)`; `optax.sgd(1.0)` for plain gradients; any
-            optimizer for the weight difference that it would make.
-        lower: how :math:`\ell` is found: "mean", the mean distance A / m of the m weights of the
+            default `optax.sgd(1.0, momentum=0.9)`. `optax.sgd(1.0)` recommends by the gradient
+            alone, any other optimizer by the change that it would make.
+        lower: how :math:`\ell` is chosen: "mean", the mean distance A / m of the m weights of the
             subset that have a recommendation, as in the authors' code; or "smallest", the smallest
             distance between two of them, as in the text of Section 2.1.4.
         priority: which of its permissible movements a weight tries first (Section 2.2.1): to the
@@ -144,8 +144,8 @@ def sgperm(
         A gradient transformation whose `update` needs `params`.
 
     Raises:
-        TypeError: If `key` is not a key, or a hyperparameter not a number; in `init`, if a weight
-            vector is not of a floating dtype.
+        TypeError: If `key` is not a key, or a hyperparameter is not a number; in `init`, if a
+            weight vector is not of a floating dtype.
         ValueError: If a hyperparameter is outside (0, 1] or not a scalar, or `lower` or `priority`
             is unknown; in `init`, if the tree is empty, no parameter has weight vectors, or a rule
             does not know a leaf; in `update`, without `params`, with a state that does not match
@@ -190,10 +190,10 @@ def cycle_permutation(
     axis_name: Any = None,
     host_callback: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The link that SGPerm puts behind an optimizer: updates become permutations.
+    r"""The last transformation of SGPerm's chain: it turns updates into permutations.
 
-    The recommendation is :math:`r = -updates`: its sign is the direction in which a weight should
-    not go, its size decides where the search starts. It must be the last transformation that
+    The recommendation is :math:`r = -updates`. A weight should change against its sign; its size
+    decides where the search starts. It must be the last transformation that
     changes updates.
 
     Args:
@@ -222,11 +222,11 @@ def cycle_permutation(
     _checks.check_key("key", key)  # without computing: JAX may not have been set up yet
     for name, choice, choices in (("lower", lower, _LOWER), ("priority", priority, _PRIORITY)):
         if choice not in choices:
-            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {choice!r}.")
+            raise ValueError(f"{name}: must be one of {', '.join(choices)}, got {choice!r}.")
     for name, value in (("aggressiveness", aggressiveness), ("partition_ratio", partition_ratio)):
         _checks.hyperparameter(functools.partial(_checks.ratio, name), value)
     if not host_callbacks(host_callback) and priority != "nearest":
-        raise ValueError(f'priority: expected "nearest" without host_callback, got {priority!r}.')
+        raise ValueError(f'priority: must be "nearest" without host callbacks, got {priority!r}.')
     search = _Search(_LOWER.index(lower), _PRIORITY.index(priority))
 
     @_updates.under_any_switch
@@ -276,7 +276,7 @@ def cycle_permutation(
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """The search on the host. Equal if it does the same, so that programmes are compiled once."""
+    """The search on the host. Equal ones do the same, so that programmes are compiled once."""
 
     lower: int
     priority: int
@@ -304,7 +304,7 @@ def _operands(
     lambda_: jax.Array,
     state: CyclePermutationState,
 ) -> list[list[jax.Array]]:
-    """theta, r, alpha, lambda and the seed, the latter three once for each weight vector."""
+    """The operands: theta, r; and alpha, lambda and the seed, one each per weight vector."""
     key = jax.random.wrap_key_data(state.sgperm_key, impl="threefry2x32")
     key = jax.random.fold_in(key, state.sgperm_step)
     shapes = [_leaves.rows_shape(leaf.param.shape, leaf.axes) for leaf in moving]

@@ -17,13 +17,13 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Moving(NamedTuple):
-    """A parameter with weight vectors, in one step; or another floating parameter.
+    """A floating parameter in one step, with or without weight vectors.
 
     Attributes:
         number: its place among the leaves of the tree.
         axes: the ascending axes along which its weight vectors run; () for another parameter.
         param: the parameter, an array.
-        weights: what the state keeps of it.
+        weights: its weights in the state: `theta_sorted` or `theta`.
         update: the proposed update, an array.
     """
 
@@ -40,7 +40,7 @@ class Step(NamedTuple):
     Attributes:
         treedef: the structure of the parameters.
         updates: the updates of all parameters, None where there is none.
-        weights: what the state keeps of all parameters.
+        weights: the weights of all parameters in the state.
         moving: the parameters that have weight vectors and an update.
         others: the other floating parameters that have an update.
     """
@@ -96,8 +96,8 @@ def initial(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf], Vect
 
     Raises:
         TypeError: If a weight vector is not of a floating dtype.
-        ValueError: If the tree is empty, has no weight vectors though a rule was asked, or a rule
-            does not know a leaf.
+        ValueError: If the tree is empty, has no weight vectors although a rule was asked, or a
+            rule does not know a leaf.
     """
     _leaves.not_empty(params)
     leaves = _leaves.walk(params, vectors)

@@ -223,13 +223,13 @@ DIFFERS = {
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 @pytest.mark.parametrize("k", DIFFERS)
 def test_a_sync_period_that_differs_between_devices_is_refused(k, how):
-    with pytest.raises(ValueError, match=r"^sync_period: may differ .*'batch'"):
+    with pytest.raises(ValueError, match=r"^sync_period: must be the same .*'batch'"):
         update_with(DIFFERS[k], how)
 
 
 def test_a_traced_sync_period_is_accepted_where_jax_knows_that_it_is_the_same():
     update_with(lambda device, k: k, "shard_map")
-    with pytest.raises(ValueError, match=r"^sync_period: may differ"):
+    with pytest.raises(ValueError, match=r"^sync_period: must be the same"):
         update_with(lambda device, k: k, "pmap")
 
 

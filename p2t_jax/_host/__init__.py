@@ -1,1 +1,1 @@
-"""NumPy and Numba kernels on the host, and the door to them."""
+"""NumPy and Numba kernels on the host, and how they are called."""

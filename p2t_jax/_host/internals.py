@@ -1,9 +1,9 @@
 """Every interface of JAX and Numba used here that their documentation does not promise.
 
-Nothing else in the library imports one. Each has a line on what it stands for and what would
-replace it, so that a change in JAX or Numba is mended in this file. It imports nothing of the
+Nothing else in the library imports one, so that a change in JAX or Numba concerns this file alone.
+Each has a line on what it stands for and what would replace it. This file imports nothing of the
 library, so that everything may import it. The names of JAX's primitives and of their parameters are
-in `p2t_jax._vectors`: one that has changed costs a question of `infer_vectors`.
+in `p2t_jax._vectors`: if one changes, `infer_vectors` asks for the axes that it cannot find.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from jax.core import Tracer
 from jax.extend.core import Literal, Primitive
 from jax.interpreters import batching, mlir
 
-# A callback of `jax.pure_callback` waits for copies of its operands, made on the threads that the
-# callbacks of several CPU devices occupy. Before JAX 0.12 a programme on several CPU devices can
-# hang there. Remove, with `direct_callback`, once JAX 0.12 is the oldest supported.
+# A callback of `jax.pure_callback` waits for copies of its operands. They are made on the threads
+# that the callbacks of several CPU devices occupy. So before JAX 0.12 a programme on several CPU
+# devices can hang. Remove, with `direct_callback`, once JAX 0.12 is the oldest supported.
 CALLBACKS_CAN_HANG = jax.__version_info__ < (0, 12)
 
 
@@ -74,7 +74,7 @@ def primitive(
     compiled = jax.jit(new.bind, static_argnames=tuple(static))
 
     def implement(*args: Any, **params: Any) -> Any:
-        with jax.disable_jit(False):  # or it would come back here
+        with jax.disable_jit(False):  # otherwise it would call itself
             return compiled(*args, **params)
 
     new.def_impl(implement)
@@ -94,7 +94,7 @@ def primitive(
 
         return rule
 
-    # Not cached: the results depend on where the programme runs, which is not part of the key.
+    # Not cached: the lowering depends on where the programme runs, which is not in the key.
     mlir.register_lowering(new, lowering(False), cacheable=False)
     mlir.register_lowering(new, lowering(True), platform="cpu", cacheable=False)
     return new
@@ -103,7 +103,7 @@ def primitive(
 def direct_callback(
     callback: Callable[..., Sequence[Any]], types: Sequence[Any], *args: jax.Array
 ) -> list[jax.Array]:
-    """A callback that is handed XLA's own buffers, where `jax.pure_callback` could hang.
+    """A callback that gets XLA's own buffers, for where `jax.pure_callback` could hang.
 
     Stands for: what `jax.pure_callback` lowers to. Replaced by: `jax.pure_callback`.
     """
@@ -132,7 +132,7 @@ mlir.register_lowering(_direct_callback_p, _lower_direct_callback, cacheable=Fal
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is not known yet, as inside of `jit` or `vmap`.
+    """Whether a value is not known yet, as inside `jit` or `vmap`.
 
     Stands for: the class of tracers. Replaced by: a public test for one.
     """
@@ -166,8 +166,8 @@ def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:
 def use_safe_cache(dispatcher: Any) -> None:
     """Makes Numba's cache on disk safe for several processes.
 
-    Stands for: a private class of Numba, left alone where it is missing. Replaced by: a mended
-    `numba.njit(cache=True)`.
+    Stands for: a private class of Numba, left alone where it is missing. Replaced by: a
+    `numba.njit(cache=True)` that is safe.
     """
     file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     safe = safe_cache_file()
@@ -182,7 +182,8 @@ def safe_cache_file() -> Any:
     Numba numbers these files, and names them in an index before it writes them. Two processes that
     compile a kernel for different dtypes at the same time (parallel tests, the processes of a
     cluster) can give their files the same name, and one of them then runs what the other compiled.
-    So here a file is named after its content and written before it is in the index.
+    So here the name of a file is a hash of what was compiled, from which source and for which
+    dtypes, and the file is written before the index names it.
     """
     from numba.core import caching  # `import p2t_jax` does not wait for Numba
 
@@ -198,7 +199,7 @@ def safe_cache_file() -> Any:
 
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
-    """Lets Numba compile under NUMBA_DISABLE_JIT, too: the kernels use more than Python has.
+    """Lets Numba compile under NUMBA_DISABLE_JIT, too: Python cannot run the kernels' intrinsics.
 
     Stands for: the module behind Numba's environment variables. Replaced by: an option of
     `numba.njit`.

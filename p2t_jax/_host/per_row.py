@@ -10,7 +10,7 @@ devices, and on which kind, the programme will run:
 - where a JAX implementation exists and is faster (ranking, except on a CPU): plain JAX, which XLA
   partitions.
 
-`in_jax` is plain JAX everywhere, for programmes that must not call the host.
+`in_jax` is plain JAX everywhere, for programmes without callbacks.
 
 The result is a permutation of the first operand, vector by vector. Derivatives follow it: the
 permutation itself is constant almost everywhere.
@@ -32,14 +32,14 @@ from p2t_jax._host.sharing import share
 from p2t_jax._leaves import Axes
 
 Array: TypeAlias = npt.NDArray[Any]
-# On the host: blocks of each operand and one to write, and the range of vectors to do.
+# On the host: a block of each operand, a block to write, and the range of vectors to permute.
 Kernel: TypeAlias = Callable[..., None]
-# In JAX: (..., n) arrays of each operand, to one such array.
+# In JAX: from an (..., n) array of each operand to one such array.
 RowsFunction: TypeAlias = Callable[..., jax.Array]
 
-# Weights per job: enough to hide the cost of a job, few enough for several jobs and for a cache.
+# Weights per job: enough to hide the cost of a job, few enough to share and to fit in a cache.
 _JOB = 1 << 15
-_TOGETHER = 16  # A job has a multiple of this many vectors, which a kernel copies together.
+_TOGETHER = 16  # A kernel copies this many vectors together; a job has a multiple of them.
 # Weights per callback: a callback holds several copies of its operands.
 WEIGHTS_PER_CALLBACK = 1 << 22
 
@@ -54,10 +54,10 @@ def permute_vectors(
     """Permute the weight vectors of many parameters at once.
 
     Args:
-        kernel: how to do it on the host: `kernel(*blocks, out, start, stop)` permutes vectors
-            `start` to `stop`. Blocks are as in `p2t_jax._leaves`; `out` is to be written. It must
-            be hashable, and equal if it does the same.
-        function: how to do it in JAX, from (..., n) arrays to one, on accelerators and in
+        kernel: how to permute on the host: `kernel(*blocks, out, start, stop)` permutes vectors
+            `start` to `stop`. Blocks are as in `p2t_jax._leaves`; the kernel writes `out`. It
+            must be hashable, and kernels that do the same must be equal.
+        function: how to permute in JAX, from (..., n) arrays to one, on accelerators and in
             partitioned programmes; None to run the kernel on the host there, too.
         axes: for each parameter, the ascending axes along which its vectors run.
         values: what is permuted, one array for each parameter.
@@ -171,7 +171,7 @@ def _by_callbacks(
 
 
 def _piecewise(call: Any, axes: Axes, *leaf: jax.Array) -> jax.Array:
-    """`call` for a few vectors at a time, in a loop that writes over an operand."""
+    """`call` for a few vectors at a time, in a loop that overwrites an operand."""
     shape = leaf[0].shape
     axis = _leaves.row_axis(shape, axes)
     pieces = -(-leaf[0].size // WEIGHTS_PER_CALLBACK)
@@ -197,8 +197,8 @@ def _by_callback(
     *flat: jax.Array, kernel: Kernel, axes: Sequence[Axes], direct: bool
 ) -> Sequence[jax.Array]:
     """One call of the host, by `jax.pure_callback` unless that could hang."""
-    # JAX looks at its 64-bit switch on the thread of the callback, where the user's context manager
-    # is not visible. So 64-bit numbers travel as pairs of 32-bit ones.
+    # JAX reads its 64-bit switch on the thread of the callback, where the user's context manager is
+    # not visible. So 64-bit numbers are passed as pairs of 32-bit ones.
     dtypes = [np.dtype(x.dtype) for x in flat]
     sent = [
         jax.lax.bitcast_convert_type(x, np.uint32) if x.dtype.itemsize == 8 else x for x in flat
@@ -237,7 +237,7 @@ def _across_devices(
     *flat: jax.Array, devices: int, axes: Sequence[Axes], **params: Any
 ) -> list[Any]:
     """Every device of a partitioned programme calls the host with its share of the vectors."""
-    # The mesh that the programme speaks of, in context or in its types; if none, one of our own.
+    # The mesh of the context or of the operands' types; if there is none, a new one.
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in flat)]
     mesh: Any = next(
         (mesh for mesh in meshes if not mesh.empty),

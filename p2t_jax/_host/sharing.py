@@ -15,8 +15,8 @@ Job = TypeVar("Job")
 def share(do: Callable[[Job], object], jobs: Sequence[Job]) -> None:
     """Runs `do(job)` for each job, on the calling thread and on those of a pool.
 
-    The calling thread works like any other. So this always ends: in a forked child, at interpreter
-    exit, inside a job, and where no thread can be started.
+    The calling thread takes jobs like any other. So this always ends: in a forked child, at
+    interpreter exit, inside a job, and where no thread can be started.
 
     Args:
         do: what to do. Jobs begin in order and may run at the same time.
@@ -47,7 +47,7 @@ def share(do: Callable[[Job], object], jobs: Sequence[Job]) -> None:
         for _ in range(min(_cores(), len(jobs)) - 1):
             _pool().submit(work)
     work()
-    # All that others have begun ends before this returns. They may begin more until all is taken.
+    # Wait for what other threads have begun. They may begin more until the queue is empty.
     taken = len(jobs) - _drop(waiting)
     for _ in range(taken):
         finished.acquire()
@@ -56,7 +56,7 @@ def share(do: Callable[[Job], object], jobs: Sequence[Job]) -> None:
 
 
 def _drop(waiting: collections.deque[tuple[int, Job]]) -> int:
-    """Empties the queue, and counts what it took out: not more than that has not begun."""
+    """Empties the queue and counts what it took out: these jobs never begin."""
     dropped = 0
     with contextlib.suppress(IndexError):
         while True:

@@ -9,8 +9,8 @@ def set_host_callback(enabled: bool) -> None:
     """Chooses for the whole process whether optimizers may call the host.
 
     Without the host, a training step is plain JAX: it can be exported (`jax.export`), kept in JAX's
-    compilation cache, and run where there are no callbacks, as on many TPUs. What each way costs is
-    in the benchmarks. The default is True, or False if the environment variable
+    compilation cache, and run where there are no callbacks, as on many TPUs. The
+    benchmarks compare both ways. The default is True, or False if the environment variable
     `P2T_JAX_HOST_CALLBACK` is 0.
 
     The choice is made when a function is traced: compiled programmes do not change.
@@ -34,5 +34,5 @@ def host_callbacks(choice: bool | None) -> bool:
     if choice is None:
         return _default
     if not isinstance(choice, bool):
-        raise TypeError(f"host_callback: expected True, False or None, got {choice!r}.")
+        raise TypeError(f"host_callback: must be True, False or None, got {choice!r}.")
     return choice

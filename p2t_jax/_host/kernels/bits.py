@@ -49,7 +49,7 @@ LANES = 16  # Numbers that `less` compares at once.
 
 @intrinsic
 def _less(_: Any, numbers: Any, at: Any, number: Any) -> Any:
-    # LLVM turns this into a few vector instructions, and not the loop that would say the same.
+    # LLVM turns this into a few vector instructions, but not a loop that does the same.
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, start, number = arguments
@@ -81,7 +81,7 @@ NONE = ~np.uint64(0)
 
 @jit
 def empty_sets(n: Any) -> Any:
-    """Room for two sets, 0 and 1, of the integers below n or fewer: words, and where levels begin.
+    """Room for two sets, 0 and 1, of integers below n: words, and where each level begins.
 
     Word k of set 0 and word k of set 1 are side by side. All numbers are uint64, which needs no
     check for negative indices.
@@ -114,7 +114,7 @@ def clear(words: Any, begin: Any, n: Any) -> Any:
 
 @jit
 def _at(begin: Any, level: Any, i: Any, which: Any) -> Any:
-    """Where the word that says of i, on a level, is."""
+    """The index of the word with the bit of i, on a level."""
     return ((begin[level] + (i >> _WORD)) << _ONE) | which
 
 

@@ -13,7 +13,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def jit(function: _Function, **options: Any) -> _Function:
-    """Compiles a kernel when it first meets its dtypes; `options` are those of `numba.njit`."""
+    """Compiles a kernel at the first call with new dtypes; `options` are those of `numba.njit`."""
     compile_ = functools.partial(numba.njit, nogil=True, **options)
     with compiling():
         try:
@@ -29,7 +29,7 @@ def jit(function: _Function, **options: Any) -> _Function:
 @functools.cache
 def _say_once() -> None:
     warnings.warn(
-        "p2t_jax compiles its kernels anew in every process, because no directory for compiled "
-        "code can be written. Set NUMBA_CACHE_DIR to one that can.",
+        "p2t_jax compiles its kernels in every process, because no directory for compiled code "
+        "can be written. Set NUMBA_CACHE_DIR to one that can.",
         stacklevel=2,
     )

@@ -1,6 +1,6 @@
 r"""SGPerm's search on the host: partition, permissible movements, cycles (Algorithm 1, Section 2).
 
-A movement (x, y), the weight of y to the place of x, is permissible within a subset of a weight
+A movement (x, y), of the weight of y to the place of x, is permissible within a subset of a weight
 vector if it follows the recommendation r of x and is no larger than the reach u,
 
 .. math:: r_x (w_x - w_y) > 0, \qquad |w_x - w_y| < u = \ell + \alpha A,
@@ -9,9 +9,9 @@ with A the range of the vector. Weights without a recommendation (r is 0 or NaN)
 :math:`\ell` is A / m for the m weights of the subset that take part (`MEAN`, the authors' code), or
 the smallest distance between two of them (`SMALLEST`, Section 2.1.4).
 
-Section 2.2 searches cycles in the graph of these movements: depth first, from the weight with the
-largest \|r\| (the *root*), nearest targets first, until a target is the root itself. The weights of
-such a cycle leave; if there is none, the root alone leaves.
+Section 2.2 searches for cycles in the graph of these movements: depth first, from the weight with
+the largest \|r\| (the *root*), nearest targets first, until a target is the root itself. The
+weights of such a cycle leave the graph; if there is none, the root alone leaves.
 
 Neither a graph nor a depth-first search is needed. Let the root want a lighter weight, and let the
 remaining weights that are lighter than the root be y1 > y2 > ... As long as these want lighter
@@ -24,12 +24,12 @@ weights, too, the search steps from each to the next. Let z be the first that wa
 
 So: *a root looks in its direction for the nearest remaining weight that wants the opposite one. If
 that is within reach, both and all between them move along by one place.* `_find_cycles` does this
-with two sets of bits, one for each direction, that are empty in the end: every weight leaves once.
+with two sets of bits, one for each direction. Both are empty in the end: every weight leaves once.
 
 Equal weights. A movement to an equal weight changes nothing and is not permissible. Of several
-equal targets only one counts: one that wants the opposite direction if there is any; of those that
-want a lighter weight the first by place, of those that want a heavier one the last, but the root
-before all equal to it. Roots with equal \|r\| come by place.
+equal targets only one counts: one that wants the opposite direction if there is any. Of those that
+want a lighter weight it is the first by place, of those that want a heavier one the last. The root
+goes before all weights equal to it. Roots with equal \|r\| are taken by place.
 """
 
 import functools
@@ -96,7 +96,7 @@ def search(
         seed: (outer, 1, inner): what the random numbers of a vector are drawn from.
         out: like `theta`; written.
         start: the number of the first vector.
-        stop: that behind the last one.
+        stop: the number after the last vector.
         lower: `MEAN` or `SMALLEST`.
         priority: `NEAREST`, `FARTHEST` or `RANDOM` (Section 2.2.1).
     """
@@ -142,7 +142,7 @@ def _search(
     weights: Columns,
     recommendations: Columns,
 ) -> None:
-    """`search` with r and out as bits; `numbers` are one a vector."""
+    """`search` with r and out as bits; `numbers` has one number of each kind per vector."""
     alpha, partition_ratio, seed = numbers
     moved = np.empty_like(weights.bits)
     ranges = np.empty((3, COLUMNS), np.float64)
@@ -168,7 +168,7 @@ def _search(
 
 
 class _Room(NamedTuple):
-    """Room for what is computed of a vector."""
+    """Room for what is computed for a vector."""
 
     dealing: Any
     ranking: Any
@@ -267,15 +267,15 @@ def _find_cycles(
     """Find the cycles of a subset and move weights along them (Section 2.2, "nearest").
 
     There are two sets of members: 0, of those that want to be lighter, and 1, of those that want to
-    be heavier, counted from the other end. So whichever way a root looks, it looks for the next.
+    be heavier, numbered from the other end. So in either direction, a root looks for the next.
 
     Args:
         begin: the first member of the subset.
         size: how many there are.
-        weight: see `subsets.Members`; so for the next three.
-        place: of all subsets.
-        heavier: of all subsets.
-        root: of all subsets.
+        weight: of all subsets, like the next three; see `subsets.Members`.
+        place: see there.
+        heavier: see there.
+        root: see there.
         reach: u.
         words: room for two sets, see `bits.empty_sets`.
         levels: likewise.
@@ -351,8 +351,8 @@ def _find_cycles_in_words(
 ) -> None:
     """The same as `_find_cycles`, for up to 64 members: each set is a word, kept in a register.
 
-    Numbers are counted from the other end by exclusive or with 63. A third set, of turns, has the
-    roots still there in their order. All is uint64, which needs no check for negative indices.
+    Exclusive or with 63 numbers a member from the other end. A third set, of turns, has the
+    remaining roots in their order. All is uint64, which needs no check for negative indices.
     """
     lighter_set = heavier_set = np.uint64(0)
     for k in range(size):

@@ -25,8 +25,8 @@ def search_depth_first(
 ) -> None:
     """Section 2.2 as the paper words it, for the priorities without a closed form.
 
-    A weight has one target in each *step*, a value that remaining weights have. The targets within
-    reach of a weight are the next `count` steps in its direction.
+    A *step* is a value that remaining weights have; a weight has one target in each. The targets
+    within reach of a weight are those in the next `count` steps in its direction.
     """
     _, place, heavier, root = members
     gone, visited, step, lighter_target, heavier_target, path, count, tried = scratch
@@ -78,7 +78,7 @@ def _lay_steps(
     lighter_target: Any,
     heavier_target: Any,
 ) -> None:
-    """Number the different values of the remaining weights, and find the target in each.
+    """Number the distinct values of the remaining weights, and find the target in each.
 
     The target of those that want to be lighter is the last that wants to be heavier, or else the
     first that wants to be lighter; and the reverse. The root goes before those equal to it.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from p2t_jax._host.kernels.cache import jit
 
-COLUMNS = 16  # Vectors that are copied together: of 4-byte weights a cache line.
+COLUMNS = 16  # Vectors copied together: 16 weights of 4 bytes fill a cache line.
 
 # Below this length an insertion sort is faster than counting digits.
 _SHORT = 24
@@ -62,8 +62,8 @@ def together(block: Any, first: Any, stop: Any) -> Any:
 def float_key(bits: Any, shift: Any, infinity: Any) -> Any:
     """The bits of a float as a 64-bit unsigned key of the same order; -0.0 is 0.0, NaN is last.
 
-    `shift` moves the bits of a shorter float to the top of the word, `infinity` has the so shifted
-    bits of +inf. There is no branch on the sign, which no processor could predict.
+    `shift` moves the bits of a shorter float to the top of the word, `infinity` is the bits of
+    +inf, shifted likewise. There is no branch on the sign, which no processor could predict.
     """
     wide = np.uint64(bits) << shift
     magnitude = wide & ~SIGN
@@ -101,7 +101,7 @@ def sort_words(words: Any, scratch: Any, counts: Any) -> None:
         shift = HALF + _DIGIT * np.uint64(digit)
         start = counts[digit]
         if start[(words[0] >> shift) & _DIGIT_MASK] == n:
-            continue  # every word has this digit: short floats, and weights of one sign and scale
+            continue  # all have the same digit: short floats, or weights of one sign and scale
         total = np.uint32(0)
         for d in range(256):
             count = start[d]
@@ -154,7 +154,7 @@ def _permute(
     n = reference.shape[1]
     phi = np.empty((COLUMNS, n), reference.dtype)
     w, theta = np.empty_like(phi), np.empty_like(phi)
-    words = np.empty(n, np.uint64)  # a word: 32 bits of a key above the position they came from
+    words = np.empty(n, np.uint64)  # a word: 32 bits of a key, then its position
     key, scratch = np.empty_like(words), np.empty_like(words)
     counts = np.empty((4, 256), np.uint32)
     first = start
@@ -207,14 +207,14 @@ def give_ranking(
 ) -> None:
     """Write sorted vectors, in the ranking of the same vectors of `phi`, to `out` (Section 3.1).
 
-    With `order` the stable argsort of phi, `out[order] = theta_sorted`: one sort is enough, the
-    ranking R' itself (`out = theta_sorted[R']`) is never made.
+    With `order` the stable argsort of phi, `out[order] = theta_sorted`. So one sort is enough, and
+    the ranking R itself (`out = theta_sorted[R]`) is never made.
 
     Args:
         theta_sorted: (outer, n, inner) C-contiguous, n < 2^32, each vector in ascending order.
         phi: of the same shape and dtype.
         out: of the same shape and dtype; written.
         start: the number of the first vector.
-        stop: that behind the last one.
+        stop: the number after the last vector.
     """
     _run(theta_sorted, phi, out, start, stop, scatter=True)

@@ -1,6 +1,6 @@
 """The subsets of a weight vector: drawn at random, ranked by weight and by |r| (Section 2.1).
 
-What is called for each subset takes arrays, not tuples of arrays: Numba counts the references to
+What is called for every small subset takes arrays, not tuples of arrays: Numba counts references to
 each array that is taken out of a tuple, which costs as much as several weights.
 """
 
@@ -31,14 +31,14 @@ class Columns(NamedTuple):
 
 
 class Dealing(NamedTuple):
-    """A vector's weights, subset by subset, in each of them by place.
+    """A vector's weights, subset by subset, and by place within a subset.
 
     Attributes:
         label: (n,) the subset of each weight; those without a recommendation have one of their own.
         end: (2, subsets + 2): subset p has the weights `end[0, p]` to `end[0, p + 1]`.
         place: (n,) where a weight is in the vector.
-        weight_key: (n + LANES,) integers in the order of the weights.
-        size_key: (n + LANES,) integers in the reverse order of |r|.
+        weight_key: (n + LANES,) integers that are ordered as the weights are.
+        size_key: (n + LANES,) integers that are ordered as |r| is, but reversed.
     """
 
     label: Any
@@ -49,14 +49,14 @@ class Dealing(NamedTuple):
 
 
 class Members(NamedTuple):
-    """The weights that take part, subset by subset, in each of them in order; (n,) arrays.
+    """The weights that take part, subset by subset, each subset in order; (n,) arrays.
 
     Attributes:
         weight: float64, ascending. Of equal weights those that want a lighter one come first, then
             the first by place.
         place: where they are in the vector.
         heavier: whether they want to be heavier.
-        root: the roots as numbers in their subset, largest |r| first, then the first by place.
+        root: the roots, as numbers in their subset: largest |r| first, equal ones by place.
     """
 
     weight: Any
@@ -69,7 +69,7 @@ class Ranking(NamedTuple):
     """Room for ranking the weights of a subset.
 
     Attributes:
-        rank: (3, n): by weight, by |r|, and how many of each rank have been met.
+        rank: (3, n): ranks by weight, by |r|, and how many of each rank have been met.
         words: (3, n + 1) uint64, for `radix.sort_positions`.
         counts: (4, 256) uint32, for the same.
     """
@@ -79,7 +79,7 @@ class Ranking(NamedTuple):
     counts: Any
 
 
-# All uint64, for Numba adds uint64 and int64 as float64.
+# All uint64, because Numba adds uint64 and int64 as float64.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFT = np.uint64(30), np.uint64(27), np.uint64(31)
@@ -89,9 +89,9 @@ _SHIFT = np.uint64(30), np.uint64(27), np.uint64(31)
 def subset_count(n: int, partition_ratio: float) -> int:
     r"""The number of subsets of a weight vector, :math:`\lfloor 1/\lambda \rfloor` (Section 2.1.4).
 
-    There are fewer where a subset would have less than `LEAST_SUBSET` weights. A quotient within
-    2^-22 of an integer, relatively, is taken for that integer: the float32 nearest to 0.1 is above
-    0.1 and still means ten subsets.
+    There are fewer if a subset would otherwise have fewer than `LEAST_SUBSET` weights. A quotient
+    within 2^-22 of an integer, relatively, is taken for that integer: the float32 nearest to 0.1 is
+    above 0.1 and still means ten subsets.
 
     Args:
         n: the weights of the vector.
@@ -133,7 +133,7 @@ def partition(state: np.uint64, label: Any, subsets: Any) -> None:
     differ by at most one.
 
     Args:
-        state: of a stream of random bits. A weight takes half a number, from number 1 on.
+        state: of a stream of random bits. Each weight takes half a number, from number 1 on.
         label: (n,) integers; written: the subset of each weight.
         subsets: their number.
     """
@@ -152,9 +152,9 @@ def partition(state: np.uint64, label: Any, subsets: Any) -> None:
 
 @jit
 def value_ranges(block: Any, first: Any, count: Any, ranges: Any) -> None:
-    """A of each vector, the largest weight less the smallest (Section 2.1.3).
+    """A of each vector, the largest weight minus the smallest (Section 2.1.3).
 
-    Vectors side by side, which is several times faster than one after the other.
+    It goes through vectors side by side, several times faster than one after the other.
 
     Args:
         block: (outer, n, inner) float32 or float64.
@@ -183,7 +183,8 @@ def deal(
 ) -> None:
     """Deal the weights of row c to the subsets that `label` says.
 
-    Those without a recommendation get a subset of their own, for a branch would be mispredicted.
+    Those without a recommendation get a subset of their own, because a branch to leave them out
+    would be mispredicted.
     """
     bits, r, r_bits = weights.bits[c], recommendations.values[c], recommendations.bits[c]
     label, end, place, weight_key, size_key = dealing
@@ -225,9 +226,9 @@ def rank(w: Any, r: Any, subsets: Any, dealing: Dealing, room: Ranking, members:
 
 @jit
 def _rank_by_counting(begin: Any, end: Any, weight_key: Any, size_key: Any, rank: Any) -> Any:
-    """A rank is the number of smaller keys, many of which a processor counts at a time.
+    """Rank a subset: a rank is the number of smaller keys, which are counted `LANES` at a time.
 
-    Returns whether there are equal keys: they get the same rank.
+    Returns whether there are equal keys, which get the same rank.
     """
     last = begin + (end - begin - 1) // LANES * LANES
     rest = ~np.uint64(0) >> np.uint64(64 - (end - last))
@@ -246,7 +247,7 @@ def _rank_by_counting(begin: Any, end: Any, weight_key: Any, size_key: Any, rank
 
 @jit
 def _separate(begin: Any, end: Any, place: Any, r: Any, rank: Any) -> None:
-    """Give equal ones successive ranks, in the order that `Members` says."""
+    """Give equal keys successive ranks, in the order that `Members` says."""
     rank[2, begin:end] = 0
     for heavier in (False, True):
         for k in range(begin, end):
@@ -265,7 +266,10 @@ def _separate(begin: Any, end: Any, place: Any, r: Any, rank: Any) -> None:
 def _rank_by_sorting(
     begin: Any, end: Any, keys: Any, place: Any, r: Any, lighter_first: Any, room: Any, rank: Any
 ) -> None:
-    """The same for one kind of keys, by radix sort: of equal ones the first by place is first."""
+    """Rank a subset by one kind of keys, by radix sort, equal ones by place.
+
+    With `lighter_first`, of equal ones those that want a lighter weight come first.
+    """
     words, counts = room
     sorted_, key = words[0, : end - begin], words[1]
     shift = np.uint64(64 - 8 * keys.itemsize)

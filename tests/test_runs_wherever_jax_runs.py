@@ -1,8 +1,12 @@
 """Every switch of JAX, derivatives, donated buffers, any leaves, keys, names and layouts."""
 
 import functools
+import os
 import pickle
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import chex
 import cloudpickle
@@ -483,3 +487,31 @@ def test_a_step_without_the_host_can_be_exported_for_other_platforms(name):
     again = jax.export.deserialize(exported.serialize())
     assert_identical(again.call(leaves), step(leaves))
     jax.export.export(jax.jit(lambda: tx.init(params)[1]))().serialize()
+
+
+def test_the_process_can_choose_for_all_optimizers(name):
+    code = f"""
+import jax, helpers
+tx = helpers.OPTIMIZERS[{name!r}]()
+params = {{"kernel": jax.numpy.arange(6.0).reshape(3, 2)}}
+def calls():
+    step = jax.jit(lambda params, state: tx.update(params, state, params))
+    return helpers.CALLBACK in step.lower(params, tx.init(params)).compile().as_text()
+import p2t_jax as p2t
+by_default = calls()
+p2t.set_host_callback(not by_default)
+print(by_default, calls())
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(helpers.__file__).parent)}
+    for value, says in (("1", "True False"), ("0", "False True")):
+        environment["P2T_JAX_HOST_CALLBACK"] = value
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert run.stdout.strip() == says, run.stderr
+
+
+@pytest.mark.parametrize("bad", [None, 1, "False"])
+def test_the_process_chooses_yes_or_no(bad):
+    with pytest.raises(TypeError, match=r"^enabled: "):
+        p2t.set_host_callback(bad)

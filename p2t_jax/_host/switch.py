@@ -9,9 +9,9 @@ def set_host_callback(enabled: bool) -> None:
     """Chooses for the whole process whether optimizers may call the host.
 
     Without the host, a training step is plain JAX: it can be exported (`jax.export`), kept in JAX's
-    compilation cache, and run where there are no callbacks, as on many TPUs. The
-    benchmarks compare both ways. The default is True, or False if the environment variable
-    `P2T_JAX_HOST_CALLBACK` is 0.
+    compilation cache, and run where there are no callbacks, as on many TPUs. The benchmarks compare
+    both ways. The default is True, or False if the environment variable `P2T_JAX_HOST_CALLBACK` is
+    0.
 
     The choice is made when a function is traced: compiled programmes do not change.
 
@@ -26,7 +26,9 @@ def set_host_callback(enabled: bool) -> None:
         >>> p2t.set_host_callback(True)
     """
     global _default
-    _default = host_callbacks(enabled)
+    if not isinstance(enabled, bool):
+        raise TypeError(f"enabled: must be True or False, got {enabled!r}.")
+    _default = enabled
 
 
 def host_callbacks(choice: bool | None) -> bool:

@@ -150,7 +150,7 @@ def tables(record: Record, name: str, paper: dict[str, str]) -> dict[str, str]:
 
 
 def draw(record: Record, title: str, paper: dict[str, tuple[str, float]]) -> dict[str, Any]:
-    """Test accuracy against epochs, beside the paper's numbers."""
+    """Test errors against epochs, beside the paper's numbers."""
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     styles = iter(["-", "--", "-.", ":"])
     for name in names(record):
@@ -158,10 +158,10 @@ def draw(record: Record, title: str, paper: dict[str, tuple[str, float]]) -> dic
         batches, accuracy = record.curves(name)
         epochs = batches / batches[1]
         style = next(styles) if color == "LAPerm" else ("-" if name == "Adam" else "--")
-        figures.band(ax, epochs, accuracy, color, name, linestyle=style)
+        figures.band(ax, epochs, accuracy, color, name, error=True, linestyle=style)
     for label, (color, value) in paper.items():
-        figures.paper_line(ax, value, label, color)
-    figures.percent(ax.yaxis)
+        figures.paper_line(ax, 1 - value, label, color)
+    figures.error_axis(ax, 0.07, 1.0)
     ax.set(xlabel="epochs", title=title)
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper right")
     return {"accuracy": figure}

@@ -135,10 +135,24 @@ def _split(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
     ]
 
 
+def _unstack(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
+    full, axis = shape_of(eqn.invars[0]), eqn.params["axis"]
+    one = [1 if i == axis else n for i, n in enumerate(full)]
+    parts = [
+        meaning.sliced(ins[0], one, full, f"number {i} of axis {axis}")
+        for i in range(len(eqn.outvars))
+    ]
+    return [
+        part.mapped(lambda dims: tuple(d for i, d in enumerate(dims) if i != axis))
+        for part in parts
+    ]
+
+
 CONTROL: dict[str, Callable[[Walk, Any, list[Value]], list[Value]]] = {
     "cond": _cond,
     "scan": _scan,
     "shard_map": _shard_map,
     "split": _split,
+    "unstack": _unstack,  # since JAX 0.12
     "while": _while,
 }

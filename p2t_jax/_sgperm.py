@@ -311,7 +311,9 @@ def _operands(
     return [
         [leaf.weights for leaf in moving],
         [
-            -_leaves.sharded_like(leaf.update, leaf.param).astype(_leaves.wide(leaf.update.dtype))
+            # Not `-update`: XLA removes two products with -1, but not a product and a minus.
+            -1.0
+            * _leaves.sharded_like(leaf.update, leaf.param).astype(_leaves.wide(leaf.update.dtype))
             for leaf in moving
         ],
         *([jnp.broadcast_to(number, shape) for shape in shapes] for number in (alpha, lambda_)),

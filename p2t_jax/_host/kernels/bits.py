@@ -2,17 +2,17 @@
 
 A set of the integers below n is a tree of words. Bit i of the lowest level says whether i is a
 member; a bit of the level above says whether a word below is not zero; and so on, up to a level of
-one word. Up to 64 integers are a single word.
+one word. Up to 128 integers are one or two words, which the processor keeps in registers.
 """
 
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from p2t_jax._host.kernels.cache import jit
+from p2t_jax._host.kernels.lanes import LANES, less
 
 _ONE, _WORD, _IN_WORD = np.uint64(1), np.uint64(6), np.uint64(63)
 
@@ -44,37 +44,19 @@ def _ones(_: Any, word: Any) -> Any:
 # How many bits of a uint64 are one, as uint64.
 ones: Any = _ones
 
-LANES = 16  # Numbers that `less` compares at once.
-
 
 @intrinsic
-def _less(_: Any, numbers: Any, at: Any, number: Any) -> Any:
-    # LLVM turns this into a few vector instructions, but not a loop that does the same.
+def _reversed(_: Any, word: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, start, number = arguments
-        pointer = context.make_array(signature.args[0])(context, builder, array).data
-        vector = ir.VectorType(number.type, LANES)
-        some = builder.load(
-            builder.bitcast(builder.gep(pointer, [start]), vector.as_pointer()),
-            align=number.type.width // 8,
-        )
-        undefined = ir.Constant(vector, ir.Undefined)
-        first = ir.Constant(ir.IntType(32), 0)
-        all_first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        same = builder.shuffle_vector(
-            builder.insert_element(undefined, number, first), undefined, all_first
-        )
-        word = builder.bitcast(builder.icmp_signed("<", some, same), ir.IntType(LANES))
-        return builder.zext(word, ir.IntType(64))
+        del context, signature
+        return builder.bitreverse(arguments[0])
 
-    return types.uint64(numbers, types.int64, numbers.dtype), generate
+    return types.uint64(types.uint64), generate
 
 
-# `less(numbers, at, number)`: which of `numbers[at : at + LANES]`, of an array of signed integers,
-# are less than a number, as the bits of a uint64.
-less: Any = _less
-
+# The bits of a uint64 in the opposite order.
+reversed_bits: Any = _reversed
 
 NONE = ~np.uint64(0)
 
@@ -158,3 +140,94 @@ def following(words: Any, which: Any, begin: Any, levels: Any, i: Any) -> Any:
             return i
         i >>= _WORD
     return NONE
+
+
+# Sets of integers below 128 are pairs of words. If `two` is 0, the integers are below 64. Where
+# that is a constant, the compiler leaves out everything about the second word.
+
+
+@jit
+def in_words(numbers: Any, begin: Any, size: Any, two: Any) -> Any:
+    """The set of those i below `size` for which `numbers[begin + i]`, a uint32, is 0.
+
+    It reads up to `LANES` numbers beyond the end.
+    """
+    low = high = np.uint64(0)
+    for at in range(0, min(size, 64), LANES):
+        low |= less(numbers, np.int64(begin) + at, np.uint32(1)) << np.uint64(at)
+    if two:
+        for at in range(64, size, LANES):
+            high |= less(numbers, np.int64(begin) + at, np.uint32(1)) << np.uint64(at - 64)
+    every = all_below(size, two)
+    return low & every[0], high & every[1]
+
+
+@jit
+def all_below(size: Any, two: Any) -> Any:
+    """All integers below `size`."""
+    high = ~np.uint64(0) >> np.uint64(128 - size) if two else np.uint64(0)
+    return ~np.uint64(0) >> np.uint64(max(0, 64 - size)), high
+
+
+@jit
+def from_other_end(words: Any, size: Any, two: Any) -> Any:
+    """The integers below `size` that are not in a set, each i as 63 - i, or 127 - i if `two`."""
+    every = all_below(size, two)
+    low, high = reversed_bits(every[0] ^ words[0]), reversed_bits(every[1] ^ words[1])
+    return (high, low) if two else (low, high)
+
+
+@jit
+def contained(words: Any, two: Any, i: Any) -> Any:
+    """1 if i is in a set, or else 0."""
+    word = words[1] if (i >> _WORD) & two else words[0]
+    return (word >> (i & _IN_WORD)) & _ONE
+
+
+@jit
+def without(words: Any, two: Any, i: Any) -> Any:
+    """A set without i."""
+    low, high = words
+    bit = _ONE << (i & _IN_WORD)
+    second = (i >> _WORD) & two
+    return low & ~(bit * (_ONE - second)), high & ~(bit * second)
+
+
+@jit
+def _mask_above(two: Any, i: Any) -> Any:
+    mask = (~np.uint64(0) << (i & _IN_WORD)) << _ONE
+    return (np.uint64(0), mask) if (i >> _WORD) & two else (mask, ~np.uint64(0))
+
+
+@jit
+def above(words: Any, two: Any, i: Any) -> Any:
+    """The members above i."""
+    low, high = words
+    mask = _mask_above(two, i)
+    return low & mask[0], high & mask[1]
+
+
+@jit
+def not_above(words: Any, two: Any, i: Any) -> Any:
+    """The members up to i."""
+    low, high = words
+    mask = _mask_above(two, i)
+    return low & ~mask[0], high & ~mask[1]
+
+
+@jit
+def least(words: Any, two: Any) -> Any:
+    """The least member of a set that has any."""
+    low, high = words
+    if two:
+        return trailing_zeros(low) if low else np.uint64(64) + trailing_zeros(high)
+    return trailing_zeros(low)
+
+
+@jit
+def take_least(words: Any, two: Any) -> Any:
+    """The least member, and the set without it."""
+    low, high = words
+    if low or not two:
+        return trailing_zeros(low), (low & (low - _ONE), high)
+    return np.uint64(64) + trailing_zeros(high), (low, high & (high - _ONE))

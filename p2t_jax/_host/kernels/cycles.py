@@ -13,23 +13,7 @@ Section 2.2 searches for cycles in the graph of these movements: depth first, fr
 the largest \|r\| (the *root*), nearest targets first, until a target is the root itself. The
 weights of such a cycle leave the graph; if there is none, the root alone leaves.
 
-Neither a graph nor a depth-first search is needed. Let the root want a lighter weight, and let the
-remaining weights that are lighter than the root be y1 > y2 > ... As long as these want lighter
-weights, too, the search steps from each to the next. Let z be the first that wants a heavier one.
-
-- If z is within reach of the root, so is every step on the way there. What z wants is on the path
-  already, except for the root: the cycle is root, y1, y2, ..., z.
-- If not, there is no cycle through the root. Its last member would want a heavier weight, hence be
-  z or lighter, and out of reach of the root.
-
-So: *a root looks in its direction for the nearest remaining weight that wants the opposite one. If
-that is within reach, both and all between them move along by one place.* `_find_cycles` does this
-with two sets of bits, one for each direction. Both are empty in the end: every weight leaves once.
-
-Equal weights. A movement to an equal weight changes nothing and is not permissible. Of several
-equal targets only one counts: one that wants the opposite direction if there is any. Of those that
-want a lighter weight it is the first by place, of those that want a heavier one the last. The root
-goes before all weights equal to it. Roots with equal \|r\| are taken by place.
+With priority "nearest", `closed_form` needs no graph; `depth_first` searches it for the others.
 """
 
 import functools
@@ -38,19 +22,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from p2t_jax._host.kernels.bits import (
-    LANES,
-    NONE,
-    clear,
-    contains,
-    empty_sets,
-    following,
-    insert,
-    remove,
-    trailing_zeros,
-)
+from p2t_jax._host.kernels.bits import empty_sets
 from p2t_jax._host.kernels.cache import jit
+from p2t_jax._host.kernels.closed_form import (
+    find_cycles,
+    find_cycles_in_one_word,
+    find_cycles_in_two_words,
+)
 from p2t_jax._host.kernels.depth_first import search_depth_first
+from p2t_jax._host.kernels.lanes import LANES
 from p2t_jax._host.kernels.radix import COLUMNS, read_columns, together, write_columns
 from p2t_jax._host.kernels.subsets import (
     LEAST_SUBSET,
@@ -64,13 +44,11 @@ from p2t_jax._host.kernels.subsets import (
     rank,
     smallest_distance,
     subset_count,
-    value_ranges,
+    value_range,
 )
 
 MEAN, SMALLEST = 0, 1
 NEAREST, FARTHEST, RANDOM = 0, 1, 2
-
-_ONE, _TOP = np.uint64(1), np.uint64(63)
 
 
 def search(
@@ -145,19 +123,16 @@ def _search(
     """`search` with r and out as bits; `numbers` has one number of each kind per vector."""
     alpha, partition_ratio, seed = numbers
     moved = np.empty_like(weights.bits)
-    ranges = np.empty((3, COLUMNS), np.float64)
     room = _room(weights, recommendations)
     bits = theta.view(out.dtype)
     first = start
     while first < stop:
         count = together(out, first, stop)
-        value_ranges(theta, first, count, ranges)
         read_columns(bits, first, count, weights.bits)
         read_columns(r, first, count, recommendations.bits)
         for c in range(count):
             o, i = (first + c) // out.shape[2], (first + c) % out.shape[2]
             hyperparameters = (
-                ranges[0, c],
                 np.float64(alpha[o, 0, i]),
                 np.float64(partition_ratio[o, 0, i]),
                 np.uint64(seed[o, 0, i]),
@@ -173,7 +148,6 @@ class _Room(NamedTuple):
     dealing: Any
     ranking: Any
     members: Any
-    turn: Any
     sets: Any
     graph: Any
 
@@ -181,10 +155,10 @@ class _Room(NamedTuple):
 @jit
 def _room(weights: Columns, recommendations: Columns) -> Any:
     n = weights.bits.shape[1]
-    places = np.empty((5, n), np.uint32)  # unsigned: no check for negative indices
+    places = np.empty((6, n + LANES), np.uint32)  # unsigned: no check for negative indices
     return _Room(
         Dealing(
-            places[0],
+            places[0, :n],
             np.empty((2, max(1, n // LEAST_SUBSET) + 2), np.int64),
             places[1],
             np.empty(n + LANES, weights.bits.dtype),
@@ -195,8 +169,7 @@ def _room(weights: Columns, recommendations: Columns) -> Any:
             np.empty((3, n + 1), np.uint64),
             np.empty((4, 256), np.uint32),
         ),
-        Members(np.empty(n, np.float64), places[2], places[3], places[4]),
-        np.empty(64, np.uint64),
+        Members(np.empty(n, np.float64), places[2], places[3], places[4], places[5]),
         empty_sets(n),
         np.empty((8, n), np.int32),
     )
@@ -214,181 +187,44 @@ def _permute_vector(
 ) -> None:
     """Write row c of the weights, permuted, to `moved`."""
     w, bits = weights.values[c], weights.bits[c]
-    value_range, alpha, partition_ratio, seed = hyperparameters
+    alpha, partition_ratio, seed = hyperparameters
     lower, priority = options
     moved[:] = bits
-    if not (alpha > 0 and 0 < value_range < np.inf):
+    if not alpha > 0:
         return
     subsets = subset_count(w.size, partition_ratio)
     state = random_bits(seed, 1)
     partition(state, room.dealing.label, subsets)
     deal(c, weights, recommendations, subsets, room.dealing)
+    a = value_range(room.dealing.weight_key[: w.size])
+    if not 0 < a < np.inf:
+        return
     rank(w, recommendations.values[c], subsets, room.dealing, room.ranking, room.members)
     ends, members = room.dealing.end, room.members
-    weight, place, heavier, root = members
+    weight, place, heavier, root, turn = members
     words, levels = room.sets
     for p in range(subsets):
         begin, size = ends[0, p], ends[0, p + 1] - ends[0, p]
         if size < 2:
             continue
         if lower == MEAN:
-            reach = value_range / size + alpha * value_range
+            reach = a / size + alpha * a
         else:
-            reach = smallest_distance(weight, begin, size) + alpha * value_range
+            reach = smallest_distance(weight, begin, size) + alpha * a
         if priority != NEAREST:
             fresh = random_bits(state, w.size + begin)
             search_depth_first(
                 begin, size, members, reach, priority == RANDOM, fresh, room.graph, bits, moved
             )
         elif size <= 64:
-            _find_cycles_in_words(
-                np.uint64(begin), size, weight, place, heavier, root, reach, room.turn, bits, moved
+            find_cycles_in_one_word(
+                np.uint64(begin), size, weight, place, heavier, root, turn, reach, bits, moved
+            )
+        elif size <= 128:
+            find_cycles_in_two_words(
+                np.uint64(begin), size, weight, place, heavier, root, turn, reach, bits, moved
             )
         else:
-            _find_cycles(
+            find_cycles(
                 begin, size, weight, place, heavier, root, reach, words, levels, bits, moved
             )
-
-
-@jit
-def _find_cycles(
-    begin: Any,
-    size: Any,
-    weight: Any,
-    place: Any,
-    heavier: Any,
-    root: Any,
-    reach: float,
-    words: Any,
-    levels: Any,
-    bits: Any,
-    moved: Any,
-) -> None:
-    """Find the cycles of a subset and move weights along them (Section 2.2, "nearest").
-
-    There are two sets of members: 0, of those that want to be lighter, and 1, of those that want to
-    be heavier, numbered from the other end. So in either direction, a root looks for the next.
-
-    Args:
-        begin: the first member of the subset.
-        size: how many there are.
-        weight: of all subsets, like the next three; see `subsets.Members`.
-        place: see there.
-        heavier: see there.
-        root: see there.
-        reach: u.
-        words: room for two sets, see `bits.empty_sets`.
-        levels: likewise.
-        bits: the weights of the vector, as bits.
-        moved: written where weights move.
-    """
-    height, most = clear(words, levels, size), np.uint64(size) - _ONE
-    begin = np.uint64(begin)
-    for member in range(most + _ONE):
-        own = np.uint64(heavier[begin + member])
-        insert(words, own, levels, height, most - member if own else member)
-    for k in range(most + _ONE):
-        s = np.uint64(root[begin + k])
-        own = np.uint64(heavier[begin + s])
-        at = most - s if own else s  # the root's number in its own set
-        if not contains(words, own, at):
-            continue
-        z = following(words, _ONE - own, levels, height, most - at)
-        last = z if own else most - z
-        if z == NONE or not abs(weight[begin + last] - weight[begin + s]) < reach:
-            remove(words, own, levels, height, at)
-            continue
-        remove(words, _ONE - own, levels, height, z)
-        y, after = last, most - z  # the number that y has or would have in the root's own set
-        while y != s:  # from z back to the root; of equal weights only the first met moves
-            beside = y - _ONE if own else y + _ONE
-            if beside != s and weight[begin + beside] == weight[begin + y]:
-                y_last = _last_equal(weight, np.int64(begin), np.int64(y), np.int64(s))
-                after = most - np.uint64(y_last) if own else np.uint64(y_last)
-            after = following(words, own, levels, height, after)
-            x = most - after if own else after
-            if weight[begin + x] == weight[begin + s]:
-                x, after = s, at
-            moved[place[begin + x]] = bits[place[begin + y]]
-            remove(words, own, levels, height, after)
-            y = x
-        moved[place[begin + last]] = bits[place[begin + s]]
-
-
-@jit
-def _last_equal(weight: Any, begin: Any, y: Any, root: Any) -> Any:
-    """The last member with the weight of y on the way to the root, found by doubling steps."""
-    way = 1 if root > y else -1
-    inside, outside = y, root
-    jump = 1
-    while abs(outside - inside) > 1:
-        if jump:
-            middle = y + way * jump
-            jump *= 2
-            if abs(middle - y) >= abs(root - y):
-                middle, jump = (inside + outside) // 2, 0
-        else:
-            middle = (inside + outside) // 2
-        if weight[begin + middle] == weight[begin + y]:
-            inside = middle
-        else:
-            outside, jump = middle, 0
-    return inside
-
-
-@jit
-def _find_cycles_in_words(
-    begin: Any,
-    size: Any,
-    weight: Any,
-    place: Any,
-    heavier: Any,
-    root: Any,
-    reach: float,
-    turn: Any,
-    bits: Any,
-    moved: Any,
-) -> None:
-    """The same as `_find_cycles`, for up to 64 members: each set is a word, kept in a register.
-
-    Exclusive or with 63 numbers a member from the other end. A third set, of turns, has the
-    remaining roots in their order. All is uint64, which needs no check for negative indices.
-    """
-    lighter_set = heavier_set = np.uint64(0)
-    for k in range(size):
-        s = np.uint64(k)
-        up = np.uint64(heavier[begin + s])
-        lighter_set |= (_ONE - up) << s
-        heavier_set |= up << (_TOP - s)
-        turn[root[begin + s]] = s
-    turns = ~np.uint64(0) >> np.uint64(64 - size)
-    while turns:
-        s = np.uint64(root[begin + trailing_zeros(turns)])
-        turns &= turns - _ONE
-        flip = _TOP if (lighter_set >> s) & _ONE else np.uint64(0)
-        own = lighter_set if flip else heavier_set
-        opposite = heavier_set if flip else lighter_set
-        at = s ^ flip  # in the opposite set; at ^ _TOP is in its own
-        ahead = opposite >> at >> _ONE
-        z = at + _ONE + trailing_zeros(ahead) if ahead else at
-        last = z ^ flip
-        if ahead and abs(weight[begin + last] - weight[begin + s]) < reach:
-            opposite &= ~(_ONE << z)
-            turns &= ~(_ONE << turn[last])
-            between = own & ((_ONE << (at ^ _TOP) << _ONE) - (_ONE << (z ^ _TOP) << _ONE))
-            y = last
-            while between:
-                t = trailing_zeros(between)
-                between &= between - _ONE
-                x = t ^ flip ^ _TOP
-                w = weight[begin + x]
-                if not between or (w != weight[begin + y] and w != weight[begin + s]):
-                    moved[place[begin + x]] = bits[place[begin + y]]
-                    own &= ~(_ONE << t)
-                    turns &= ~(_ONE << turn[x])
-                    y = x
-            moved[place[begin + last]] = bits[place[begin + s]]
-        else:
-            own &= ~(_ONE << (at ^ _TOP))
-        lighter_set = own if flip else opposite
-        heavier_set = opposite if flip else own

@@ -28,7 +28,7 @@ def search_depth_first(
     A *step* is a value that remaining weights have; a weight has one target in each. The targets
     within reach of a weight are those in the next `count` steps in its direction.
     """
-    _, place, heavier, root = members
+    _, place, heavier, root, _ = members
     gone, visited, step, lighter_target, heavier_target, path, count, tried = scratch
     gone[:size] = 0
     for k in range(size):
@@ -83,7 +83,7 @@ def _lay_steps(
     The target of those that want to be lighter is the last that wants to be heavier, or else the
     first that wants to be lighter; and the reverse. The root goes before those equal to it.
     """
-    weight, _, heavier, _ = members
+    weight, _, heavier, _, _ = members
     steps = -1
     value = np.nan
     for x in range(size):

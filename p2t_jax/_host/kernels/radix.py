@@ -11,11 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2t_jax._host.kernels.cache import jit
+from p2t_jax._host.kernels.lanes import LANES, as_float, transpose
 
-COLUMNS = 16  # Vectors copied together: 16 weights of 4 bytes fill a cache line.
+COLUMNS = LANES  # Vectors copied together.
 
 # Below this length an insertion sort is faster than counting digits.
 _SHORT = 24
+
+# `_sort_by_value`: up to this length few numbers share a part, and this many moves for each of them
+# are faster than another sort. A word has a part, a key, and a position.
+_MANY, _MOVES, _PARTS = 1 << 14, 4, 65535
+_PART, _POSITION, _POSITIONS = np.uint64(48), np.uint64(16), np.uint64(0xFFFF)
 
 LOW = np.uint64(0xFFFFFFFF)
 HIGH = ~LOW
@@ -33,11 +39,14 @@ def read_columns(block: Any, first: Any, count: Any, columns: Any) -> None:
         block: (outer, n, inner).
         first: the number of the first vector; `o * inner + i` is the number of `block[o, :, i]`.
         count: how many vectors, of the same `o`.
-        columns: (>= count, n), written.
+        columns: (>= count, n) C-contiguous, like the block; written.
     """
-    inner = block.shape[2]
+    _, n, inner = block.shape
     o, i = first // inner, first % inner
-    for x in range(block.shape[1]):
+    done = n // LANES * LANES if count == LANES else 0
+    for x in range(0, done, LANES):
+        transpose(block, (o * n + x) * inner + i, inner, columns, x, n)
+    for x in range(done, n):
         for c in range(count):
             columns[c, x] = block[o, x, i + c]
 
@@ -45,9 +54,12 @@ def read_columns(block: Any, first: Any, count: Any, columns: Any) -> None:
 @jit
 def write_columns(columns: Any, first: Any, count: Any, block: Any) -> None:
     """The inverse of `read_columns`."""
-    inner = block.shape[2]
+    _, n, inner = block.shape
     o, i = first // inner, first % inner
-    for x in range(block.shape[1]):
+    done = n // LANES * LANES if count == LANES else 0
+    for x in range(0, done, LANES):
+        transpose(columns, x, n, block, (o * n + x) * inner + i, inner)
+    for x in range(done, n):
         for c in range(count):
             block[o, x, i + c] = columns[c, x]
 
@@ -102,16 +114,7 @@ def sort_words(words: Any, scratch: Any, counts: Any) -> None:
         start = counts[digit]
         if start[(words[0] >> shift) & _DIGIT_MASK] == n:
             continue  # all have the same digit: short floats, or weights of one sign and scale
-        total = np.uint32(0)
-        for d in range(256):
-            count = start[d]
-            start[d] = total
-            total += count
-        for i in range(n):
-            word = source[i]
-            d = (word >> shift) & _DIGIT_MASK
-            into[start[d]] = word
-            start[d] += np.uint32(1)
+        _deal(n, source, into, start, shift)
         into, source = source, into
         passes += 1
     if passes % 2:
@@ -141,6 +144,76 @@ def sort_positions(words: Any, key: Any, wide: Any, scratch: Any, counts: Any) -
 
 
 @jit
+def _sort_by_value(phi: Any, key: Any, words: Any, scratch: Any, counts: Any) -> bool:
+    """Sort positions stably by the values of float32 numbers: half the passes of `sort_positions`.
+
+    The range of the values is cut into 2^16 equal parts. Numbers are sorted by their parts, which
+    leaves few of them in the wrong order, and then by insertion.
+
+    Args:
+        phi: (n,) bits, n <= `_MANY`.
+        key: (n,) their `float_key`.
+        words: (n,) written: the positions, in the lower 16 bits.
+        scratch: (n,).
+        counts: (4, 256) uint32.
+
+    Returns:
+        False, with nothing of use written, if a number is not finite, or if most are in few parts.
+    """
+    least = most = key[0]
+    for k in key:
+        least, most = min(least, k), max(most, k)
+    start, end = _float(least, phi), _float(most, phi)
+    if not 0 < end - start < np.inf:
+        return False
+    scale = np.float32(_PARTS) / (end - start)
+    if not scale < np.inf:
+        return False
+    counts[:2] = 0
+    for x in range(phi.size):
+        # Rounding is monotonic, so that parts are in the order of their numbers.
+        part = np.uint64(np.int32((as_float(phi[x], phi) - start) * scale))
+        words[x] = (part << _PART) | (key[x] >> _POSITION) | np.uint64(x)
+    for x in range(phi.size):
+        counts[0, (words[x] >> _PART) & _DIGIT_MASK] += np.uint32(1)
+        counts[1, words[x] >> np.uint64(56)] += np.uint32(1)
+    _deal(phi.size, words, scratch, counts[0], _PART)
+    _deal(phi.size, scratch, words, counts[1], np.uint64(56))
+    moves = _MOVES * phi.size
+    for x in range(1, phi.size):
+        word, y = words[x], x
+        while y > 0 and words[y - 1] > word:
+            words[y] = words[y - 1]
+            y -= 1
+        words[y] = word
+        moves -= x - y
+        if moves < 0:
+            return False
+    return True
+
+
+@jit
+def _float(key: Any, phi: Any) -> Any:
+    """The inverse of `float_key` for a float32."""
+    bits = key ^ SIGN if key & SIGN else ~key
+    return as_float(np.int64(bits >> HALF), phi)
+
+
+@jit
+def _deal(n: Any, source: Any, into: Any, start: Any, shift: Any) -> None:
+    """Sort n words stably by eight of their bits; `start` has how many there are of each number."""
+    total = np.uint32(0)
+    for d in range(256):
+        count = start[d]
+        start[d] = total
+        total += count
+    for i in range(n):
+        d = (source[i] >> shift) & _DIGIT_MASK
+        into[start[d]] = source[i]
+        start[d] += np.uint32(1)
+
+
+@jit
 def _permute(
     values: Any,
     reference: Any,
@@ -157,6 +230,7 @@ def _permute(
     words = np.empty(n, np.uint64)  # a word: 32 bits of a key, then its position
     key, scratch = np.empty_like(words), np.empty_like(words)
     counts = np.empty((4, 256), np.uint32)
+    few = shift == HALF and _SHORT < n <= _MANY
     first = start
     while first < stop:
         count = together(out, first, stop)
@@ -165,14 +239,18 @@ def _permute(
         for c in range(count):
             for x in range(n):
                 key[x] = float_key(phi[c, x], shift, infinity)
-                words[x] = (key[x] & HIGH) | np.uint64(x)
-            sort_positions(words, key, shift < HALF, scratch, counts)
+            position = _POSITIONS
+            if not (few and _sort_by_value(phi[c], key, words, scratch, counts)):
+                for x in range(n):
+                    words[x] = (key[x] & HIGH) | np.uint64(x)
+                sort_positions(words, key, shift < HALF, scratch, counts)
+                position = LOW
             if scatter:
                 for x in range(n):
-                    theta[c, words[x] & LOW] = w[c, x]
+                    theta[c, words[x] & position] = w[c, x]
             else:
                 for x in range(n):
-                    theta[c, x] = w[c, words[x] & LOW]
+                    theta[c, x] = w[c, words[x] & position]
         write_columns(theta, first, count, out)
         first += count
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2t_jax._host.kernels.bits import LANES, less, ones
+from p2t_jax._host.kernels.bits import ones
 from p2t_jax._host.kernels.cache import jit
+from p2t_jax._host.kernels.lanes import LANES, as_float, less
 from p2t_jax._host.kernels.radix import HALF, HIGH, LOW, SIGN, sort_positions
 
 LEAST_SUBSET = 10  # weights, as in the authors' code
@@ -49,20 +50,22 @@ class Dealing(NamedTuple):
 
 
 class Members(NamedTuple):
-    """The weights that take part, subset by subset, each subset in order; (n,) arrays.
+    """The weights that take part, subset by subset, each subset in order; (n + LANES,) arrays.
 
     Attributes:
         weight: float64, ascending. Of equal weights those that want a lighter one come first, then
             the first by place.
         place: where they are in the vector.
-        heavier: whether they want to be heavier.
+        heavier: whether they want to be heavier, 1 or 0.
         root: the roots, as numbers in their subset: largest |r| first, equal ones by place.
+        turn: when each is a root: `root[turn[i]]` is i.
     """
 
     weight: Any
     place: Any
     heavier: Any
     root: Any
+    turn: Any
 
 
 class Ranking(NamedTuple):
@@ -151,30 +154,23 @@ def partition(state: np.uint64, label: Any, subsets: Any) -> None:
 
 
 @jit
-def value_ranges(block: Any, first: Any, count: Any, ranges: Any) -> None:
-    """A of each vector, the largest weight minus the smallest (Section 2.1.3).
-
-    It goes through vectors side by side, several times faster than one after the other.
+def value_range(weight_key: Any) -> float:
+    """A, the largest weight minus the smallest (Section 2.1.3); infinite or NaN if one is.
 
     Args:
-        block: (outer, n, inner) float32 or float64.
-        first: the number of the first vector.
-        count: how many.
-        ranges: (3, >= count) float64; A is written to the first row, NaN if a weight is not finite.
+        weight_key: (n,) see `Dealing`.
     """
-    inner = block.shape[2]
-    o, i = first // inner, first % inner
-    ranges[0, :] = -np.inf
-    ranges[1, :] = np.inf
-    ranges[2, :] = 0
-    for x in range(block.shape[1]):
-        for c in range(count):
-            w = np.float64(block[o, x, i + c])
-            ranges[0, c] = max(ranges[0, c], w)
-            ranges[1, c] = min(ranges[1, c], w)
-            ranges[2, c] += w * 0  # NaN, if w is not finite
-    for c in range(count):
-        ranges[0, c] += ranges[2, c] - ranges[1, c]
+    least = most = weight_key[0]
+    for key in weight_key:
+        least, most = min(least, key), max(most, key)
+    return _weight(most, weight_key) - _weight(least, weight_key)
+
+
+@jit
+def _weight(key: Any, weight_key: Any) -> float:
+    """The weight with a certain `Dealing.weight_key`."""
+    size = np.float64(as_float(abs(key), weight_key))
+    return size if key >= 0 else -size
 
 
 @jit
@@ -209,7 +205,7 @@ def rank(w: Any, r: Any, subsets: Any, dealing: Dealing, room: Ranking, members:
     """Fill in the members of a vector with weights w and recommendations r."""
     _, ends, dealt, weight_key, size_key = dealing
     ranks, words, counts = room
-    weight, place, heavier, root = members
+    weight, place, heavier, root, turn = members
     for p in range(subsets):
         begin, end = ends[0, p], ends[0, p + 1]
         if end - begin > _COUNTED:
@@ -222,6 +218,7 @@ def rank(w: Any, r: Any, subsets: Any, dealing: Dealing, room: Ranking, members:
             x, at = dealt[k], first + ranks[0, k]
             weight[at], place[at], heavier[at] = w[x], x, r[x] < 0
             root[first + ranks[1, k]] = ranks[0, k]
+            turn[at] = ranks[1, k]
 
 
 @jit

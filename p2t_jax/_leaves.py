@@ -198,27 +198,37 @@ def from_rows(rows: Any, shape: Sequence[int], axes: Axes) -> Any:
     return xp.moveaxis(moved, range(-len(axes), 0), axes)
 
 
-def to_block(array: npt.NDArray[Any], axes: Axes) -> npt.NDArray[Any]:
-    """The weight vectors of a parameter as an (outer, n, inner) C-contiguous block.
+def to_block(array: Any, axes: Axes) -> Any:
+    """The weight vectors of a parameter as an (outer, n, inner) block; C-contiguous in NumPy.
 
     A view where the axes of the vectors are neighbours and the array is C-contiguous, else a copy.
     For an array with one number for each vector (see `rows_shape`), n is 1.
     """
+    xp: Any = np if isinstance(array, np.ndarray) else jnp
     first, last = axes[0], axes[-1]
     if last - first + 1 != len(axes):
-        array = np.moveaxis(array, axes, range(-len(axes), 0))
+        array = xp.moveaxis(array, axes, range(-len(axes), 0))
         first, last = array.ndim - len(axes), array.ndim - 1
     outer, inner = math.prod(array.shape[:first]), math.prod(array.shape[last + 1 :])
     n = math.prod(array.shape[first : last + 1])
-    return np.ascontiguousarray(array).reshape(outer, n, inner)
+    if xp is np:
+        array = np.ascontiguousarray(array)
+    return array.reshape(outer, n, inner)
 
 
-def from_block(block: npt.NDArray[Any], shape: Sequence[int], axes: Axes) -> npt.NDArray[Any]:
+def from_block(block: Any, shape: Sequence[int], axes: Axes) -> Any:
     """The inverse of `to_block`: a parameter of this shape."""
     if axes[-1] - axes[0] + 1 == len(axes):
         return block.reshape(shape)
-    array: npt.NDArray[Any] = from_rows(block, shape, axes)
-    return array
+    return from_rows(block, shape, axes)
+
+
+def take(array: jax.Array, positions: jax.Array, axes: Axes) -> jax.Array:
+    """`w[positions]` for each weight vector w of an array, given positions of the same shape."""
+    w, at = to_block(array, axes), to_block(positions, axes)
+    taken = jnp.take_along_axis(w, at.astype(jnp.int32), axis=1, mode="promise_in_bounds")
+    new: jax.Array = from_block(taken, array.shape, axes)
+    return new
 
 
 def row_axis(shape: Sequence[int], axes: Axes) -> int | None:

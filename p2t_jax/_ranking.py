@@ -27,8 +27,8 @@ def sort(
         Arrays of the same shapes and dtypes, each vector ascending.
     """
     if not host_callback:
-        return per_row.in_jax(_sorted_rows, axes, w)
-    return per_row.permute_vectors(_sort_on_host, _sorted_rows, axes, w)
+        return per_row.in_jax(_sorted_rows, axes, w, w)
+    return per_row.permute_vectors(_order_on_host, _sorted_rows, axes, w, w, positions=True)
 
 
 def give_ranking(
@@ -51,19 +51,21 @@ def give_ranking(
     """
     if not host_callback:
         return per_row.in_jax(_ranked_rows, axes, theta_sorted, phi)
-    return per_row.permute_vectors(_rank_on_host, _ranked_rows, axes, theta_sorted, phi)
+    return per_row.permute_vectors(
+        _rank_on_host, _ranked_rows, axes, theta_sorted, phi, positions=True
+    )
 
 
-def _sort_on_host(*blocks: Any) -> None:
+def _order_on_host(*blocks: Any) -> None:
     from p2t_jax._host.kernels import radix  # `import p2t_jax` does not wait for Numba
 
-    radix.sort(*blocks)
+    radix.order(*blocks)
 
 
 def _rank_on_host(*blocks: Any) -> None:
     from p2t_jax._host.kernels import radix
 
-    radix.give_ranking(*blocks)
+    radix.rank(*blocks)
 
 
 def float_key(w: jax.Array) -> jax.Array:
@@ -82,8 +84,8 @@ def float_key(w: jax.Array) -> jax.Array:
     return jnp.where(magnitude == 0, sign, key)
 
 
-def _sorted_rows(w: jax.Array) -> jax.Array:
-    return jax.lax.sort((float_key(w), w), num_keys=1, is_stable=True)[1]
+def _sorted_rows(w: jax.Array, phi: jax.Array) -> jax.Array:
+    return jax.lax.sort((float_key(phi), w), num_keys=1, is_stable=True)[1]
 
 
 def _ranked_rows(theta_sorted: jax.Array, phi: jax.Array) -> jax.Array:

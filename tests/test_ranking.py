@@ -21,16 +21,18 @@ def rows(draw, dtypes=(*DTYPES, np.float64)):
     return draw(arrays(shape, dtype)), draw(arrays(shape, dtype))
 
 
-def sort(w):
-    out = np.empty_like(w)
-    radix.sort(w[..., None], out[..., None], 0, len(w))
+def positions(kernel, phi):
+    out = np.empty(phi.shape, per_row.position_dtype(phi.shape[1]))
+    kernel(phi[..., None], out[..., None], 0, len(phi))
     return out
+
+
+def sort(w):
+    return np.take_along_axis(w, positions(radix.order, w), axis=1)
 
 
 def give_ranking(theta_sorted, phi):
-    out = np.empty_like(phi)
-    radix.give_ranking(theta_sorted[..., None], phi[..., None], out[..., None], 0, len(phi))
-    return out
+    return np.take_along_axis(theta_sorted, positions(radix.rank, phi), axis=1)
 
 
 @given(rows())
@@ -58,16 +60,37 @@ def test_kernel_agrees_with_numpy_where_the_radix_sort_takes_over(dtype, n):
     assert sort(phi).tobytes() == np.take_along_axis(phi, order, axis=1).tobytes()
 
 
+# Most of them have many numbers in few of the equal parts that the kernel cuts their range into.
+SPREADS = {
+    "normal": lambda x: x,
+    "two clusters": lambda x: np.sign(x) + 1e-6 * x,
+    "outliers": lambda x: np.where(x > 2, 1e30 * x, x),
+    "many magnitudes": lambda x: np.exp(15 * x),
+    "subnormal": lambda x: 1e-44 * x.round(1),
+    "the whole range": lambda x: np.where(x > 1, 3.4e38, np.where(x < -1, -3.4e38, x)),
+    "not finite": lambda x: np.where(x > 2, np.inf, np.where(x < -2, np.nan, x)),
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("n", [30, 784, 16_384, 16_385])
+def test_numbers_of_any_spread_are_ranked(n, spread):
+    phi = SPREADS[spread](np.random.default_rng(n).normal(size=(2, n))).astype(np.float32)
+    order = np.argsort(phi, axis=1, kind="stable")
+    np.testing.assert_array_equal(positions(radix.order, phi), order)
+    np.testing.assert_array_equal(positions(radix.rank, phi), np.argsort(order, axis=1))
+
+
 @pytest.mark.parametrize("inner", [1, 2, 15, 16, 17, 40])
 def test_kernel_does_any_range_of_any_block(inner):
     rng = np.random.default_rng(inner)
     phi = rng.normal(size=(3, 30, inner)).astype(np.float32)
-    theta_sorted = np.sort(rng.normal(size=phi.shape).astype(np.float32), axis=1)
-    expected, out = np.empty_like(phi), np.zeros_like(phi)
-    np.put_along_axis(expected, np.argsort(phi, axis=1, kind="stable"), theta_sorted, axis=1)
+    out, expected = np.zeros((2, *phi.shape), np.uint16)
+    order = np.argsort(phi, axis=1, kind="stable")
+    np.put_along_axis(expected, order, np.arange(30, dtype=np.uint16)[None, :, None], axis=1)
     ends = sorted({0, 1, inner, inner + 1, 2 * inner - 1, 3 * inner})
     for start, stop in pairwise(ends):
-        radix.give_ranking(theta_sorted, phi, out, start, stop)
+        radix.rank(phi, out, start, stop)
     np.testing.assert_array_equal(out, expected)
 
 
@@ -99,7 +122,7 @@ def test_many_threads_give_what_one_gives():
     rng = np.random.default_rng(0)
     shapes, axes = [(784, 500), (3, 3, 64, 64), (5, 4, 300)], [(0,), (0, 1, 2), (0, 2)]
     phi = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-    results = per_row.run_on_host(radix.sort, axes, *phi)
+    results = per_row.run_on_host(radix.order, axes, *phi, positions=True)
     for w, leaf_axes, result in zip(phi, axes, results, strict=True):
-        expected = np.sort(_leaves.to_rows(w, leaf_axes), axis=-1)
+        expected = np.argsort(_leaves.to_rows(w, leaf_axes), axis=-1, kind="stable")
         np.testing.assert_array_equal(_leaves.to_rows(result, leaf_axes), expected)

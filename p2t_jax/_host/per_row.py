@@ -19,7 +19,7 @@ permutation itself is constant almost everywhere.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ from p2t_jax._host.sharing import share
 from p2t_jax._leaves import Axes
 
 Array: TypeAlias = npt.NDArray[Any]
-# On the host: a block of each operand, a block to write, and the range of vectors to permute.
+# On the host: a block of each operand, a block to write, and the range of vectors to permute. It
+# writes permuted vectors, or the positions in a vector that its weights come from.
 Kernel: TypeAlias = Callable[..., None]
 # In JAX: from an (..., n) array of each operand to one such array.
 RowsFunction: TypeAlias = Callable[..., jax.Array]
@@ -52,6 +53,7 @@ def permute_vectors(
     axes: Sequence[Axes],
     values: Sequence[jax.Array],
     *others: Sequence[jax.Array],
+    positions: bool = False,
 ) -> list[jax.Array]:
     """Permute the weight vectors of many parameters at once.
 
@@ -65,6 +67,9 @@ def permute_vectors(
         values: what is permuted, one array for each parameter.
         *others: what the permutation depends on: lists of as many arrays. They may have other
             dtypes, and size 1 along the vector axes: one number for each vector.
+        positions: whether the kernel gets the blocks of the others alone, and writes positions, of
+            the dtype `position_dtype`: the result is `values[positions]`, vector by vector. That
+            is faster where the values do not matter, because they need not be copied for the host.
 
     Returns:
         One array for each parameter, of the shape, dtype and sharding of its values.
@@ -73,22 +78,26 @@ def permute_vectors(
         return []
     varying = [internals.varying_like(*leaf) for leaf in zip(values, *others, strict=True)]
     flat = [leaf for group in (varying, *others) for leaf in group]
-    return list(_permute(kernel, function, tuple(axes), *flat))
+    return list(_permute(_Way(kernel, positions, function), tuple(axes), *flat))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _permute(
-    kernel: Kernel, function: Any, axes: tuple[Axes, ...], *flat: jax.Array
-) -> list[jax.Array]:
-    results: list[jax.Array] = _permute_p.bind(*flat, kernel=kernel, function=function, axes=axes)
+class _Way(NamedTuple):
+    """How vectors are permuted: see `permute_vectors`."""
+
+    kernel: Kernel
+    positions: bool
+    function: RowsFunction | None
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _permute(way: _Way, axes: tuple[Axes, ...], *flat: jax.Array) -> list[jax.Array]:
+    results: list[jax.Array] = _permute_p.bind(*flat, way=way, axes=axes)
     return results
 
 
 @_permute.defjvp
-def _permute_jvp(
-    kernel: Kernel, function: Any, axes: tuple[Axes, ...], flat: Any, dots: Any
-) -> Any:
-    results = _permute(kernel, function, axes, *flat)
+def _permute_jvp(way: _Way, axes: tuple[Axes, ...], flat: Any, dots: Any) -> Any:
+    results = _permute(way, axes, *flat)
     return results, list(map(_follow, axes, flat, results, dots))
 
 
@@ -126,12 +135,20 @@ def _flat_in_jax(*flat: jax.Array, function: RowsFunction, axes: Sequence[Axes])
     return in_jax(function, axes, *_groups(flat, axes))
 
 
-def run_on_host(kernel: Kernel, axes: Sequence[Axes], *flat: Array) -> list[Array]:
+def position_dtype(n: int) -> np.dtype[Any]:
+    """The dtype of positions in a vector of n weights."""
+    return np.dtype(np.uint16 if n <= 1 << 16 else np.uint32)
+
+
+def run_on_host(
+    kernel: Kernel, axes: Sequence[Axes], *flat: Array, positions: bool = False
+) -> list[Array]:
     """Run the kernel on all vectors, shared among threads. No JAX: it could deadlock."""
     outs, shapes, jobs = [], [], []
     for leaf_axes, *leaf in zip(axes, *_groups(flat, axes), strict=True):
         blocks = [_leaves.to_block(array, leaf_axes) for array in leaf]
-        out: Array = np.empty(blocks[0].shape, blocks[0].dtype)
+        dtype = position_dtype(blocks[0].shape[1]) if positions else blocks[0].dtype
+        out: Array = np.empty(blocks[0].shape, dtype)
         outs.append(out)
         shapes.append(leaf[0].shape)
         outer, n, inner = out.shape
@@ -144,18 +161,25 @@ def run_on_host(kernel: Kernel, axes: Sequence[Axes], *flat: Array) -> list[Arra
     return list(map(_leaves.from_block, outs, shapes, axes))
 
 
-def _compile(kernel: Kernel, axes: Sequence[Axes], types: Sequence[Any]) -> None:
+def _compile(way: _Way, axes: Sequence[Axes], types: Sequence[Any]) -> None:
     """Let Numba compile for these dtypes now, not in the first step."""
-    for dtypes in set(zip(*_groups([aval.dtype for aval in types], axes), strict=True)):
-        blocks = [np.ones((1, 1, 1), dtype) for dtype in dtypes]
-        kernel(*blocks, np.ones((1, 1, 1), dtypes[0]), 0, 1)
+    for leaf_axes, *leaf in zip(axes, *_groups(types, axes), strict=True):
+        n = _leaves.vector_length(leaf[0].shape, leaf_axes)
+        dtypes = [aval.dtype for aval in leaf]
+        _compile_for(way, *dtypes, position_dtype(n) if way.positions else dtypes[0])
+
+
+@functools.lru_cache
+def _compile_for(way: _Way, *dtypes: np.dtype[Any]) -> None:
+    blocks = [np.ones((1, 1, 1), dtype) for dtype in dtypes]
+    way.kernel(*blocks[way.positions :], 0, 1)
 
 
 def _by_callbacks(
-    *flat: jax.Array, kernel: Kernel, axes: Sequence[Axes], direct: bool
+    *flat: jax.Array, way: _Way, axes: Sequence[Axes], direct: bool
 ) -> Sequence[jax.Array]:
     """Call the host from one device: once for all parameters, and piecewise for very large ones."""
-    call = functools.partial(_by_callback, kernel=kernel, direct=direct)
+    call = functools.partial(_by_callback, way=way, direct=direct)
     leaves = list(zip(axes, *_groups(flat, axes), strict=True))
     together = [
         i for i, (_, values, *_) in enumerate(leaves) if values.size <= WEIGHTS_PER_CALLBACK
@@ -196,38 +220,43 @@ def _piecewise(call: Any, axes: Axes, *leaf: jax.Array) -> jax.Array:
 
 
 def _by_callback(
-    *flat: jax.Array, kernel: Kernel, axes: Sequence[Axes], direct: bool
+    *flat: jax.Array, way: _Way, axes: Sequence[Axes], direct: bool
 ) -> Sequence[jax.Array]:
     """One call of the host, by `jax.pure_callback` unless that could hang."""
+    values, operands = flat[: len(axes)], flat[way.positions * len(axes) :]
     # JAX reads its 64-bit switch on the thread of the callback, where the user's context manager is
     # not visible. So 64-bit numbers are passed as pairs of 32-bit ones.
-    dtypes = [np.dtype(x.dtype) for x in flat]
-    sent = [
-        jax.lax.bitcast_convert_type(x, np.uint32) if x.dtype.itemsize == 8 else x for x in flat
-    ]
-    packed, unpack = _pack(sent)
+    dtypes = [np.dtype(x.dtype) for x in operands]
+    sent, unpack = _pack([_as_pairs(x) for x in operands])
 
     def callback(*received: Any) -> list[Array]:
         arrays = [
             x if dtype.itemsize < 8 else x.view(dtype)[..., 0]
             for x, dtype in zip(unpack(received), dtypes, strict=True)
         ]
-        results = run_on_host(kernel, axes, *arrays)
+        results = run_on_host(way.kernel, axes, *arrays, positions=way.positions)
         return [
             x if x.dtype.itemsize < 8 else np.ascontiguousarray(x)[..., None].view(np.uint32)
             for x in results
         ]
 
-    results = sent[: len(axes)]
-    types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results]
-    if direct:
-        received = internals.direct_callback(callback, types, *packed)
+    lengths = [_leaves.vector_length(x.shape, a) for x, a in zip(values, axes, strict=True)]
+    if way.positions:
+        types = [(x.shape, position_dtype(n)) for x, n in zip(values, lengths, strict=True)]
     else:
-        received = jax.pure_callback(callback, types, *packed)
+        types = [(x.shape, x.dtype) for x in map(_as_pairs, values)]
+    call = internals.direct_callback if direct else jax.pure_callback
+    received = call(callback, [jax.ShapeDtypeStruct(*x) for x in types], *sent)
+    if way.positions:
+        return list(map(_leaves.take, values, received, axes))
     return [
-        x if dtype.itemsize < 8 else jax.lax.bitcast_convert_type(x, dtype)
-        for x, dtype in zip(received, dtypes, strict=False)
+        jax.lax.bitcast_convert_type(new, x.dtype) if x.dtype.itemsize == 8 else new
+        for new, x in zip(received, values, strict=True)
     ]
+
+
+def _as_pairs(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, np.uint32) if x.dtype.itemsize == 8 else x
 
 
 def _pack(
@@ -261,9 +290,7 @@ def pad(array: jax.Array, axis: int, multiple: int) -> jax.Array:
     return jnp.pad(array, widths)
 
 
-def _across_devices(
-    *flat: jax.Array, devices: int, axes: Sequence[Axes], **params: Any
-) -> list[Any]:
+def _across_devices(*flat: jax.Array, devices: int, way: _Way, axes: Sequence[Axes]) -> list[Any]:
     """Every device of a partitioned programme calls the host with its share of the vectors."""
     # The mesh of the context or of the operands' types; if there is none, a new one.
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in flat)]
@@ -289,7 +316,7 @@ def _across_devices(
                 for x, spec in zip(shares, specs, strict=True)
             ]
         results = jax.shard_map(
-            lambda *local: _permute_p.bind(*local, axes=axes, **params),
+            lambda *local: _permute_p.bind(*local, way=way, axes=axes),
             in_specs=tuple(specs),
             out_specs=specs[:n],
             check_vma=False,  # a parameter that is a single vector is searched by every device
@@ -309,28 +336,22 @@ def _lower(
     on_cpu: bool,
     types: Sequence[Any],
     *,
-    kernel: Kernel,
-    function: RowsFunction | None,
+    way: _Way,
     axes: Sequence[Axes],
 ) -> Callable[..., Any]:
-    if function is not None and not (placement.per_device and on_cpu):
-        return functools.partial(_flat_in_jax, function=function, axes=axes)
+    if way.function is not None and not (placement.per_device and on_cpu):
+        return functools.partial(_flat_in_jax, function=way.function, axes=axes)
     if not placement.per_device:
-        return functools.partial(
-            _across_devices,
-            devices=placement.devices,
-            kernel=kernel,
-            function=None,
-            axes=axes,
-        )
-    _compile(kernel, axes, types)
+        devices, way = placement.devices, way._replace(function=None)
+        return functools.partial(_across_devices, devices=devices, way=way, axes=axes)
+    _compile(way, axes, types)
     direct = on_cpu and internals.CALLBACKS_CAN_HANG and jax.local_device_count("cpu") > 1
-    return functools.partial(_by_callbacks, kernel=kernel, axes=axes, direct=direct)
+    return functools.partial(_by_callbacks, way=way, axes=axes, direct=direct)
 
 
-def _batch(*args: jax.Array, axes: Sequence[Axes], **params: Any) -> Any:
+def _batch(*args: jax.Array, way: _Way, axes: Sequence[Axes]) -> Any:
     shifted = tuple(tuple(axis + 1 for axis in leaf_axes) for leaf_axes in axes)
-    return _permute_p.bind(*map(_mapped_like(args), args), axes=shifted, **params)
+    return _permute_p.bind(*map(_mapped_like(args), args), way=way, axes=shifted)
 
 
 def _mapped_like(args: Sequence[jax.Array]) -> Callable[[jax.Array], jax.Array]:
@@ -348,8 +369,8 @@ def _mapped_like(args: Sequence[jax.Array]) -> Callable[[jax.Array], jax.Array]:
     return mapped
 
 
-def _abstract_eval(*avals: Any, axes: Sequence[Axes], **params: Any) -> Any:
-    del params
+def _abstract_eval(*avals: Any, way: _Way, axes: Sequence[Axes]) -> Any:
+    del way
     return list(avals[: len(axes)])
 
 
@@ -358,5 +379,5 @@ _permute_p = internals.primitive(
     _abstract_eval,
     _batch,
     _lower,
-    static=("kernel", "function", "axes"),
+    static=("way", "axes"),
 )

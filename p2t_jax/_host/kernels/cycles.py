@@ -207,10 +207,8 @@ def _permute_vector(
         begin, size = ends[0, p], ends[0, p + 1] - ends[0, p]
         if size < 2:
             continue
-        if lower == MEAN:
-            reach = a / size + alpha * a
-        else:
-            reach = smallest_distance(weight, begin, size) + alpha * a
+        least = a / size if lower == MEAN else smallest_distance(weight, begin, size)
+        reach = least + alpha * a
         if priority != NEAREST:
             fresh = random_bits(state, w.size + begin)
             search_depth_first(

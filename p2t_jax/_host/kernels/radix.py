@@ -214,19 +214,11 @@ def _deal(n: Any, source: Any, into: Any, start: Any, shift: Any) -> None:
 
 
 @jit
-def _permute(
-    values: Any,
-    reference: Any,
-    out: Any,
-    start: Any,
-    stop: Any,
-    shift: Any,
-    infinity: Any,
-    scatter: Any,
+def _positions(
+    phi: Any, out: Any, start: Any, stop: Any, shift: Any, infinity: Any, ranks: Any
 ) -> None:
-    n = reference.shape[1]
-    phi = np.empty((COLUMNS, n), reference.dtype)
-    w, theta = np.empty_like(phi), np.empty_like(phi)
+    n = phi.shape[1]
+    columns, found = np.empty((COLUMNS, n), phi.dtype), np.empty((COLUMNS, n), out.dtype)
     words = np.empty(n, np.uint64)  # a word: 32 bits of a key, then its position
     key, scratch = np.empty_like(words), np.empty_like(words)
     counts = np.empty((4, 256), np.uint32)
@@ -234,27 +226,27 @@ def _permute(
     first = start
     while first < stop:
         count = together(out, first, stop)
-        read_columns(reference, first, count, phi)
-        read_columns(values, first, count, w)
+        read_columns(phi, first, count, columns)
         for c in range(count):
             for x in range(n):
-                key[x] = float_key(phi[c, x], shift, infinity)
+                key[x] = float_key(columns[c, x], shift, infinity)
             position = _POSITIONS
-            if not (few and _sort_by_value(phi[c], key, words, scratch, counts)):
+            if not (few and _sort_by_value(columns[c], key, words, scratch, counts)):
                 for x in range(n):
                     words[x] = (key[x] & HIGH) | np.uint64(x)
                 sort_positions(words, key, shift < HALF, scratch, counts)
                 position = LOW
-            if scatter:
+            if ranks:
                 for x in range(n):
-                    theta[c, words[x] & position] = w[c, x]
+                    found[c, words[x] & position] = x
             else:
                 for x in range(n):
-                    theta[c, x] = w[c, words[x] & position]
-        write_columns(theta, first, count, out)
+                    found[c, x] = words[x] & position
+        write_columns(found, first, count, out)
         first += count
 
 
+@functools.cache
 def key_format(dtype: np.dtype[Any]) -> tuple[np.uint64, np.uint64]:
     """The `shift` and the `infinity` of `float_key` for a floating dtype."""
     shift = np.uint64(64 - 8 * dtype.itemsize)
@@ -262,37 +254,25 @@ def key_format(dtype: np.dtype[Any]) -> tuple[np.uint64, np.uint64]:
     return shift, infinity
 
 
-def _run(
-    values: NDArray[Any],
-    reference: NDArray[Any],
-    out: NDArray[Any],
-    start: int,
-    stop: int,
-    scatter: bool,
-) -> None:
-    unsigned = f"u{reference.dtype.itemsize}"
-    w, phi, theta = (array.view(unsigned) for array in (values, reference, out))
-    _permute(w, phi, theta, start, stop, *key_format(reference.dtype), scatter)
+def order(phi: NDArray[Any], out: NDArray[Any], start: int, stop: int) -> None:
+    """Write where the weights of vectors `start` to `stop` are in ascending order, to `out`.
+
+    `phi[out]` is sorted: theta_sorted of Algorithm 2. Arguments are those of `rank`.
+    """
+    bits = phi.view(f"u{phi.dtype.itemsize}")
+    _positions(bits, out, start, stop, *key_format(phi.dtype), False)
 
 
-def sort(block: NDArray[Any], out: NDArray[Any], start: int, stop: int) -> None:
-    """Write vectors `start` to `stop` of a block, sorted, to `out`: theta_sorted of Algorithm 2."""
-    _run(block, block, out, start, stop, scatter=False)
+def rank(phi: NDArray[Any], out: NDArray[Any], start: int, stop: int) -> None:
+    """Write the ranking R of vectors `start` to `stop` of a block to `out` (Section 3.1).
 
-
-def give_ranking(
-    theta_sorted: NDArray[Any], phi: NDArray[Any], out: NDArray[Any], start: int, stop: int
-) -> None:
-    """Write sorted vectors, in the ranking of the same vectors of `phi`, to `out` (Section 3.1).
-
-    With `order` the stable argsort of phi, `out[order] = theta_sorted`. So one sort is enough, and
-    the ranking R itself (`out = theta_sorted[R]`) is never made.
+    One sort is enough: R is the inverse of the order.
 
     Args:
-        theta_sorted: (outer, n, inner) C-contiguous, n < 2^32, each vector in ascending order.
-        phi: of the same shape and dtype.
-        out: of the same shape and dtype; written.
+        phi: (outer, n, inner) C-contiguous, n < 2^32.
+        out: of the same shape, uint16 or uint32; written.
         start: the number of the first vector.
         stop: the number after the last vector.
     """
-    _run(theta_sorted, phi, out, start, stop, scatter=True)
+    bits = phi.view(f"u{phi.dtype.itemsize}")
+    _positions(bits, out, start, stop, *key_format(phi.dtype), True)

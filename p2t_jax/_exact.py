@@ -149,15 +149,19 @@ def is_permutation(
         axes = [leaf_axes for leaf_axes, _, _ in pairs]
         bits = list(map(_leaves.bits, leaves))
         if host_callbacks(None):
-            return per_row.permute_vectors(_sort_on_host, jnp.sort, axes, bits)
-        return per_row.in_jax(jnp.sort, axes, bits)
+            return per_row.permute_vectors(_order_on_host, _sorted_rows, axes, bits, bits)
+        return per_row.in_jax(_sorted_rows, axes, bits, bits)
 
     now = sorted_bits([now for _, now, _ in pairs])
     before = sorted_bits([before for _, _, before in pairs])
     return jnp.array([jnp.all(a == b) for a, b in zip(now, before, strict=True)]).all()
 
 
-def _sort_on_host(block: per_row.Array, out: per_row.Array, start: int, stop: int) -> None:
+def _sorted_rows(rows: jax.Array, _: jax.Array) -> jax.Array:
+    return jnp.sort(rows)
+
+
+def _order_on_host(block: per_row.Array, out: per_row.Array, start: int, stop: int) -> None:
     for vector in range(start, stop):
         o, i = divmod(vector, block.shape[2])
-        out[o, :, i] = np.sort(block[o, :, i])
+        out[o, :, i] = np.argsort(block[o, :, i])

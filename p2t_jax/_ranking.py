@@ -28,7 +28,7 @@ def sort(
     """
     if not host_callback:
         return per_row.in_jax(_sorted_rows, axes, w, w)
-    return per_row.permute_vectors(_order_on_host, _sorted_rows, axes, w, w, positions=True)
+    return per_row.permute_vectors(_order_on_host, _sorted_rows, axes, w, w)
 
 
 def give_ranking(
@@ -51,9 +51,7 @@ def give_ranking(
     """
     if not host_callback:
         return per_row.in_jax(_ranked_rows, axes, theta_sorted, phi)
-    return per_row.permute_vectors(
-        _rank_on_host, _ranked_rows, axes, theta_sorted, phi, positions=True
-    )
+    return per_row.permute_vectors(_rank_on_host, _ranked_rows, axes, theta_sorted, phi)
 
 
 def _order_on_host(*blocks: Any) -> None:

@@ -256,7 +256,7 @@ def cycle_permutation(
         if axis_name is not None:
             operands, whole = _share(axes, operands, axis_name)
         if host_callbacks(host_callback):
-            permuted = per_row.permute_vectors(search, None, axes, *operands)
+            permuted = per_row.permute_vectors(search, None, axes, operands[0], *operands)
         else:
             permuted = per_row.in_jax(search.in_jax, axes, *operands)
         if axis_name is not None:

@@ -239,14 +239,14 @@ def spy_on_the_host(monkeypatch):
 
     calls, lock, run = [], threading.Lock(), per_row.run_on_host
 
-    def spy(kernel, axes, *flat, positions):
+    def spy(kernel, axes, *flat):
         shapes = []
         for array, leaf_axes in zip(flat, axes, strict=False):
             n = int(np.prod([array.shape[axis] for axis in leaf_axes]))
             shapes.append((array.size // n if n else 0, n))
         with lock:
             calls.append(tuple(shapes))
-        return run(kernel, axes, *flat, positions=positions)
+        return run(kernel, axes, *flat)
 
     monkeypatch.setattr(per_row, "run_on_host", spy)
     return calls

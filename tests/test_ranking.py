@@ -122,7 +122,7 @@ def test_many_threads_give_what_one_gives():
     rng = np.random.default_rng(0)
     shapes, axes = [(784, 500), (3, 3, 64, 64), (5, 4, 300)], [(0,), (0, 1, 2), (0, 2)]
     phi = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-    results = per_row.run_on_host(radix.order, axes, *phi, positions=True)
+    results = per_row.run_on_host(radix.order, axes, *phi)
     for w, leaf_axes, result in zip(phi, axes, results, strict=True):
         expected = np.argsort(_leaves.to_rows(w, leaf_axes), axis=-1, kind="stable")
         np.testing.assert_array_equal(_leaves.to_rows(result, leaf_axes), expected)

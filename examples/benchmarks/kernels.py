@@ -22,12 +22,13 @@ Blocks = tuple[np.ndarray, ...]
 def make_blocks(n: int, m: int, lambda_: float = 0.05) -> Blocks:
     """Uniform weights, normal recommendations, 15% of them zero, hyperparameters, and a result."""
     rng = np.random.default_rng([n, m])
+    position = np.uint16 if n <= 1 << 16 else np.uint32
     w = rng.uniform(-1, 1, (1, n, m)).astype(np.float32)
     r = rng.standard_normal(w.shape).astype(np.float32)
     r[rng.random(r.shape) < 0.15] = 0
     alpha, partition_ratio = (np.full((1, 1, m), x, np.float32) for x in (0.07, lambda_))
     seed = rng.integers(0, 2**32, (1, 1, m), dtype=np.uint32)
-    return w, r, alpha, partition_ratio, seed, np.empty_like(w)
+    return w, r, alpha, partition_ratio, seed, np.empty(w.shape, position)
 
 
 def search(blocks: Blocks) -> None:
@@ -35,8 +36,8 @@ def search(blocks: Blocks) -> None:
 
 
 def rank(blocks: Blocks) -> None:
-    phi = blocks[1]
-    radix.rank(phi, np.empty(phi.shape, np.uint16), 0, phi.shape[2])
+    _, phi, *_, out = blocks
+    radix.rank(phi, out, 0, phi.shape[2])
 
 
 def argsort(blocks: Blocks) -> None:
@@ -64,9 +65,7 @@ def lengths_of_cycles() -> None:
     )
     for priority in ("nearest", "farthest", "random"):
         cycles.search(w, *rest, out, 0, w.shape[2], priority=getattr(cycles, priority.upper()))
-        before, after = np.argsort(w[0], axis=0), np.argsort(out[0], axis=0)
-        source = np.empty_like(before)
-        np.put_along_axis(source, after, before, axis=0)  # no two weights of a neuron are equal
+        source = out[0].astype(np.int64)
         length, ahead = np.ones_like(source), source.copy()
         places = np.arange(len(source))[:, None]
         while (open_ := ahead != places).any():

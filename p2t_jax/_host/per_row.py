@@ -12,14 +12,15 @@ devices, and on which kind, the programme will run:
 
 `in_jax` is plain JAX everywhere, for programmes without callbacks.
 
-The result is a permutation of the first operand, vector by vector. Derivatives follow it: the
-permutation itself is constant almost everywhere.
+A kernel finds positions: those that the weights of a vector come from. JAX takes the weights there,
+so that only what decides about the permutation is copied for the host. Derivatives follow the
+permutation, which itself is constant almost everywhere.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +34,9 @@ from p2t_jax._host.sharing import share
 from p2t_jax._leaves import Axes
 
 Array: TypeAlias = npt.NDArray[Any]
-# On the host: a block of each operand, a block to write, and the range of vectors to permute. It
-# writes permuted vectors, or the positions in a vector that its weights come from.
+# On the host: a block of each operand, a block of positions to write, and the range of vectors.
 Kernel: TypeAlias = Callable[..., None]
-# In JAX: from an (..., n) array of each operand to one such array.
+# In JAX: from (..., n) arrays of the values and of each operand to the permuted values.
 RowsFunction: TypeAlias = Callable[..., jax.Array]
 
 # Weights per job: enough to hide the cost of a job, few enough to share and to fit in a cache.
@@ -52,52 +52,46 @@ def permute_vectors(
     function: RowsFunction | None,
     axes: Sequence[Axes],
     values: Sequence[jax.Array],
-    *others: Sequence[jax.Array],
-    positions: bool = False,
+    *operands: Sequence[jax.Array],
 ) -> list[jax.Array]:
     """Permute the weight vectors of many parameters at once.
 
     Args:
-        kernel: how to permute on the host: `kernel(*blocks, out, start, stop)` permutes vectors
-            `start` to `stop`. Blocks are as in `p2t_jax._leaves`; the kernel writes `out`. It
-            must be hashable, and kernels that do the same must be equal.
-        function: how to permute in JAX, from (..., n) arrays to one, on accelerators and in
+        kernel: what is done on the host: `kernel(*blocks, out, start, stop)` writes to `out`, of
+            the dtype `position_dtype(n)`, which positions the weights of vectors `start` to `stop`
+            come from: the result is `values[out]`, vector by vector. Blocks are as in
+            `p2t_jax._leaves`. It must be hashable, and kernels that do the same must be equal.
+        function: the same in JAX, from (..., n) arrays to one, on accelerators and in
             partitioned programmes; None to run the kernel on the host there, too.
         axes: for each parameter, the ascending axes along which its vectors run.
         values: what is permuted, one array for each parameter.
-        *others: what the permutation depends on: lists of as many arrays. They may have other
-            dtypes, and size 1 along the vector axes: one number for each vector.
-        positions: whether the kernel gets the blocks of the others alone, and writes positions, of
-            the dtype `position_dtype`: the result is `values[positions]`, vector by vector. That
-            is faster where the values do not matter, because they need not be copied for the host.
+        *operands: what the permutation depends on, and the kernel gets: lists of as many arrays.
+            They may have other dtypes, and size 1 along the vector axes: one number for each
+            vector.
 
     Returns:
         One array for each parameter, of the shape, dtype and sharding of its values.
     """
     if not values:
         return []
-    varying = [internals.varying_like(*leaf) for leaf in zip(values, *others, strict=True)]
-    flat = [leaf for group in (varying, *others) for leaf in group]
-    return list(_permute(_Way(kernel, positions, function), tuple(axes), *flat))
+    varying = [internals.varying_like(*leaf) for leaf in zip(values, *operands, strict=True)]
+    flat = [leaf for group in (varying, *operands) for leaf in group]
+    return list(_permute(kernel, function, tuple(axes), *flat))
 
 
-class _Way(NamedTuple):
-    """How vectors are permuted: see `permute_vectors`."""
-
-    kernel: Kernel
-    positions: bool
-    function: RowsFunction | None
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _permute(way: _Way, axes: tuple[Axes, ...], *flat: jax.Array) -> list[jax.Array]:
-    results: list[jax.Array] = _permute_p.bind(*flat, way=way, axes=axes)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _permute(
+    kernel: Kernel, function: Any, axes: tuple[Axes, ...], *flat: jax.Array
+) -> list[jax.Array]:
+    results: list[jax.Array] = _permute_p.bind(*flat, kernel=kernel, function=function, axes=axes)
     return results
 
 
 @_permute.defjvp
-def _permute_jvp(way: _Way, axes: tuple[Axes, ...], flat: Any, dots: Any) -> Any:
-    results = _permute(way, axes, *flat)
+def _permute_jvp(
+    kernel: Kernel, function: Any, axes: tuple[Axes, ...], flat: Any, dots: Any
+) -> Any:
+    results = _permute(kernel, function, axes, *flat)
     return results, list(map(_follow, axes, flat, results, dots))
 
 
@@ -140,15 +134,12 @@ def position_dtype(n: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if n <= 1 << 16 else np.uint32)
 
 
-def run_on_host(
-    kernel: Kernel, axes: Sequence[Axes], *flat: Array, positions: bool = False
-) -> list[Array]:
-    """Run the kernel on all vectors, shared among threads. No JAX: it could deadlock."""
+def run_on_host(kernel: Kernel, axes: Sequence[Axes], *flat: Array) -> list[Array]:
+    """Find positions for all vectors, shared among threads. No JAX: it could deadlock."""
     outs, shapes, jobs = [], [], []
     for leaf_axes, *leaf in zip(axes, *_groups(flat, axes), strict=True):
         blocks = [_leaves.to_block(array, leaf_axes) for array in leaf]
-        dtype = position_dtype(blocks[0].shape[1]) if positions else blocks[0].dtype
-        out: Array = np.empty(blocks[0].shape, dtype)
+        out: Array = np.empty(blocks[0].shape, position_dtype(blocks[0].shape[1]))
         outs.append(out)
         shapes.append(leaf[0].shape)
         outer, n, inner = out.shape
@@ -161,25 +152,23 @@ def run_on_host(
     return list(map(_leaves.from_block, outs, shapes, axes))
 
 
-def _compile(way: _Way, axes: Sequence[Axes], types: Sequence[Any]) -> None:
+def _compile(kernel: Kernel, axes: Sequence[Axes], types: Sequence[Any]) -> None:
     """Let Numba compile for these dtypes now, not in the first step."""
-    for leaf_axes, *leaf in zip(axes, *_groups(types, axes), strict=True):
-        n = _leaves.vector_length(leaf[0].shape, leaf_axes)
-        dtypes = [aval.dtype for aval in leaf]
-        _compile_for(way, *dtypes, position_dtype(n) if way.positions else dtypes[0])
+    for leaf_axes, values, *operands in zip(axes, *_groups(types, axes), strict=True):
+        n = _leaves.vector_length(values.shape, leaf_axes)
+        _compile_for(kernel, *(x.dtype for x in operands), position_dtype(n))
 
 
 @functools.lru_cache
-def _compile_for(way: _Way, *dtypes: np.dtype[Any]) -> None:
-    blocks = [np.ones((1, 1, 1), dtype) for dtype in dtypes]
-    way.kernel(*blocks[way.positions :], 0, 1)
+def _compile_for(kernel: Kernel, *dtypes: np.dtype[Any]) -> None:
+    kernel(*(np.ones((1, 1, 1), dtype) for dtype in dtypes), 0, 1)
 
 
 def _by_callbacks(
-    *flat: jax.Array, way: _Way, axes: Sequence[Axes], direct: bool
+    *flat: jax.Array, kernel: Kernel, axes: Sequence[Axes], direct: bool
 ) -> Sequence[jax.Array]:
     """Call the host from one device: once for all parameters, and piecewise for very large ones."""
-    call = functools.partial(_by_callback, way=way, direct=direct)
+    call = functools.partial(_by_callback, kernel=kernel, direct=direct)
     leaves = list(zip(axes, *_groups(flat, axes), strict=True))
     together = [
         i for i, (_, values, *_) in enumerate(leaves) if values.size <= WEIGHTS_PER_CALLBACK
@@ -205,8 +194,8 @@ def _piecewise(call: Any, axes: Axes, *leaf: jax.Array) -> jax.Array:
         result: jax.Array = call(*leaf)[0]
         return result
     size = -(-shape[axis] // pieces)
-    # The operand that is least likely to be needed afterwards.
-    over = max(i for i, x in enumerate(leaf[:2]) if (x.shape, x.dtype) == (shape, leaf[0].dtype))
+    # The operand that is least likely to be needed afterwards: phi or r.
+    over = max(i for i, x in enumerate(leaf[:3]) if (x.shape, x.dtype) == (shape, leaf[0].dtype))
 
     def write(start: Any, size: int, out: jax.Array) -> jax.Array:
         operands = [*leaf[:over], out, *leaf[over + 1 :]]
@@ -220,68 +209,60 @@ def _piecewise(call: Any, axes: Axes, *leaf: jax.Array) -> jax.Array:
 
 
 def _by_callback(
-    *flat: jax.Array, way: _Way, axes: Sequence[Axes], direct: bool
+    *flat: jax.Array, kernel: Kernel, axes: Sequence[Axes], direct: bool
 ) -> Sequence[jax.Array]:
     """One call of the host, by `jax.pure_callback` unless that could hang."""
-    values, operands = flat[: len(axes)], flat[way.positions * len(axes) :]
-    # JAX reads its 64-bit switch on the thread of the callback, where the user's context manager is
-    # not visible. So 64-bit numbers are passed as pairs of 32-bit ones.
-    dtypes = [np.dtype(x.dtype) for x in operands]
-    sent, unpack = _pack([_as_pairs(x) for x in operands])
+    values, operands = flat[: len(axes)], flat[len(axes) :]
+    sent, unpack = _pack(operands)
 
     def callback(*received: Any) -> list[Array]:
-        arrays = [
-            x if dtype.itemsize < 8 else x.view(dtype)[..., 0]
-            for x, dtype in zip(unpack(received), dtypes, strict=True)
-        ]
-        results = run_on_host(way.kernel, axes, *arrays, positions=way.positions)
-        return [
-            x if x.dtype.itemsize < 8 else np.ascontiguousarray(x)[..., None].view(np.uint32)
-            for x in results
-        ]
+        return run_on_host(kernel, axes, *unpack(received))
 
     lengths = [_leaves.vector_length(x.shape, a) for x, a in zip(values, axes, strict=True)]
-    if way.positions:
-        types = [(x.shape, position_dtype(n)) for x, n in zip(values, lengths, strict=True)]
-    else:
-        types = [(x.shape, x.dtype) for x in map(_as_pairs, values)]
-    call = internals.direct_callback if direct else jax.pure_callback
-    received = call(callback, [jax.ShapeDtypeStruct(*x) for x in types], *sent)
-    if way.positions:
-        return list(map(_leaves.take, values, received, axes))
-    return [
-        jax.lax.bitcast_convert_type(new, x.dtype) if x.dtype.itemsize == 8 else new
-        for new, x in zip(received, values, strict=True)
+    types = [
+        jax.ShapeDtypeStruct(x.shape, position_dtype(n))
+        for x, n in zip(values, lengths, strict=True)
     ]
-
-
-def _as_pairs(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, np.uint32) if x.dtype.itemsize == 8 else x
+    call = internals.direct_callback if direct else jax.pure_callback
+    return list(map(_leaves.take, values, call(callback, types, *sent), axes))
 
 
 def _pack(
     arrays: Sequence[jax.Array],
 ) -> tuple[list[jax.Array], Callable[[Sequence[Any]], list[Array]]]:
-    """Puts all small arrays of 32-bit numbers into one: each operand of a callback costs 50 us.
+    """Prepares operands for a callback.
+
+    All small arrays of 32-bit numbers are put into one: each operand of a callback costs 50 us.
+    64-bit numbers become pairs of 32-bit ones: JAX reads its 64-bit switch on the thread of the
+    callback, where the user's context manager is not visible.
 
     Returns the operands to send, and what gives NumPy arrays like `arrays` from what is received.
     """
-    shapes, dtypes = [x.shape for x in arrays], [np.dtype(x.dtype) for x in arrays]
-    small = [i for i, x in enumerate(arrays) if x.dtype.itemsize == 4 and x.size <= _SMALL]
-    large = [i for i in range(len(arrays)) if i not in small]
-    packed = [jax.lax.bitcast_convert_type(arrays[i], np.uint32).ravel() for i in small]
-    sent = [*(arrays[i] for i in large), *([jnp.concatenate(packed)] if packed else [])]
+    dtypes = [np.dtype(x.dtype) for x in arrays]
+    sent = [_as_words(x) if x.dtype.itemsize == 8 else x for x in arrays]
+    shapes = [x.shape for x in sent]
+    small = [i for i, x in enumerate(sent) if x.dtype.itemsize == 4 and x.size <= _SMALL]
+    large = [i for i in range(len(sent)) if i not in small]
+    together = [jnp.concatenate([_as_words(sent[i]).ravel() for i in small])] if small else []
 
     def unpack(received: Sequence[Any]) -> list[Array]:
         found = {i: np.asarray(x) for i, x in zip(large, received, strict=False)}
         start = 0
         for i in small:
             stop = start + math.prod(shapes[i])
-            found[i] = np.asarray(received[-1])[start:stop].view(dtypes[i]).reshape(shapes[i])
+            found[i] = np.asarray(received[-1])[start:stop].reshape(shapes[i])
             start = stop
-        return [found[i] for i in range(len(shapes))]
+        views = [found[i].view(dtype) for i, dtype in enumerate(dtypes)]
+        return [
+            x[..., 0] if dtype.itemsize == 8 else x for x, dtype in zip(views, dtypes, strict=True)
+        ]
 
-    return sent, unpack
+    return [*(sent[i] for i in large), *together], unpack
+
+
+def _as_words(x: jax.Array) -> jax.Array:
+    """The bits as uint32, in pairs for 64-bit numbers."""
+    return jax.lax.bitcast_convert_type(x, np.uint32)
 
 
 def pad(array: jax.Array, axis: int, multiple: int) -> jax.Array:
@@ -290,7 +271,9 @@ def pad(array: jax.Array, axis: int, multiple: int) -> jax.Array:
     return jnp.pad(array, widths)
 
 
-def _across_devices(*flat: jax.Array, devices: int, way: _Way, axes: Sequence[Axes]) -> list[Any]:
+def _across_devices(
+    *flat: jax.Array, devices: int, kernel: Kernel, axes: Sequence[Axes]
+) -> list[Any]:
     """Every device of a partitioned programme calls the host with its share of the vectors."""
     # The mesh of the context or of the operands' types; if there is none, a new one.
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in flat)]
@@ -316,7 +299,7 @@ def _across_devices(*flat: jax.Array, devices: int, way: _Way, axes: Sequence[Ax
                 for x, spec in zip(shares, specs, strict=True)
             ]
         results = jax.shard_map(
-            lambda *local: _permute_p.bind(*local, way=way, axes=axes),
+            lambda *local: _permute_p.bind(*local, kernel=kernel, function=None, axes=axes),
             in_specs=tuple(specs),
             out_specs=specs[:n],
             check_vma=False,  # a parameter that is a single vector is searched by every device
@@ -336,22 +319,24 @@ def _lower(
     on_cpu: bool,
     types: Sequence[Any],
     *,
-    way: _Way,
+    kernel: Kernel,
+    function: RowsFunction | None,
     axes: Sequence[Axes],
 ) -> Callable[..., Any]:
-    if way.function is not None and not (placement.per_device and on_cpu):
-        return functools.partial(_flat_in_jax, function=way.function, axes=axes)
+    if function is not None and not (placement.per_device and on_cpu):
+        return functools.partial(_flat_in_jax, function=function, axes=axes)
     if not placement.per_device:
-        devices, way = placement.devices, way._replace(function=None)
-        return functools.partial(_across_devices, devices=devices, way=way, axes=axes)
-    _compile(way, axes, types)
+        return functools.partial(
+            _across_devices, devices=placement.devices, kernel=kernel, axes=axes
+        )
+    _compile(kernel, axes, types)
     direct = on_cpu and internals.CALLBACKS_CAN_HANG and jax.local_device_count("cpu") > 1
-    return functools.partial(_by_callbacks, way=way, axes=axes, direct=direct)
+    return functools.partial(_by_callbacks, kernel=kernel, axes=axes, direct=direct)
 
 
-def _batch(*args: jax.Array, way: _Way, axes: Sequence[Axes]) -> Any:
+def _batch(*args: jax.Array, axes: Sequence[Axes], **params: Any) -> Any:
     shifted = tuple(tuple(axis + 1 for axis in leaf_axes) for leaf_axes in axes)
-    return _permute_p.bind(*map(_mapped_like(args), args), way=way, axes=shifted)
+    return _permute_p.bind(*map(_mapped_like(args), args), axes=shifted, **params)
 
 
 def _mapped_like(args: Sequence[jax.Array]) -> Callable[[jax.Array], jax.Array]:
@@ -369,8 +354,8 @@ def _mapped_like(args: Sequence[jax.Array]) -> Callable[[jax.Array], jax.Array]:
     return mapped
 
 
-def _abstract_eval(*avals: Any, way: _Way, axes: Sequence[Axes]) -> Any:
-    del way
+def _abstract_eval(*avals: Any, axes: Sequence[Axes], **params: Any) -> Any:
+    del params
     return list(avals[: len(axes)])
 
 
@@ -379,5 +364,5 @@ _permute_p = internals.primitive(
     _abstract_eval,
     _batch,
     _lower,
-    static=("way", "axes"),
+    static=("kernel", "function", "axes"),
 )

@@ -58,8 +58,7 @@ def find_cycles(
     reach: float,
     words: Any,
     levels: Any,
-    bits: Any,
-    moved: Any,
+    source: Any,
 ) -> None:
     """Find the cycles of a subset and move weights along them (Section 2.2, "nearest").
 
@@ -76,8 +75,7 @@ def find_cycles(
         reach: u.
         words: room for two sets, see `bits.empty_sets`.
         levels: likewise.
-        bits: the weights of the vector, as bits.
-        moved: written where weights move.
+        source: the places that weights come from, by place; written where they move.
     """
     height, most = clear(words, levels, size), np.uint64(size) - _ONE
     begin = np.uint64(begin)
@@ -106,10 +104,10 @@ def find_cycles(
             x = most - after if own else after
             if weight[begin + x] == weight[begin + s]:
                 x, after = s, at
-            moved[place[begin + x]] = bits[place[begin + y]]
+            source[place[begin + x]] = place[begin + y]
             remove(words, own, levels, height, after)
             y = x
-        moved[place[begin + last]] = bits[place[begin + s]]
+        source[place[begin + last]] = place[begin + s]
 
 
 @jit
@@ -143,12 +141,11 @@ def find_cycles_in_one_word(
     root: Any,
     turn: Any,
     reach: float,
-    bits: Any,
-    moved: Any,
+    source: Any,
 ) -> None:
     """The same as `find_cycles`, for up to 64 members."""
     _find_cycles_in_words(
-        begin, size, weight, place, heavier, root, turn, reach, bits, moved, two=np.uint64(0)
+        begin, size, weight, place, heavier, root, turn, reach, source, two=np.uint64(0)
     )
 
 
@@ -162,12 +159,11 @@ def find_cycles_in_two_words(
     root: Any,
     turn: Any,
     reach: float,
-    bits: Any,
-    moved: Any,
+    source: Any,
 ) -> None:
     """The same as `find_cycles`, for up to 128 members."""
     _find_cycles_in_words(
-        begin, size, weight, place, heavier, root, turn, reach, bits, moved, two=np.uint64(1)
+        begin, size, weight, place, heavier, root, turn, reach, source, two=np.uint64(1)
     )
 
 
@@ -181,8 +177,7 @@ def _find_cycles_in_words(
     root: Any,
     turn: Any,
     reach: float,
-    bits: Any,
-    moved: Any,
+    source: Any,
     two: Any,
 ) -> None:
     """The same, with the sets in registers, as pairs of words; `two` must be a constant.
@@ -215,11 +210,11 @@ def _find_cycles_in_words(
                 if not (between[0] | between[1]) or (
                     w != weight[begin + y] and w != weight[begin + s]
                 ):
-                    moved[place[begin + x]] = bits[place[begin + y]]
+                    source[place[begin + x]] = place[begin + y]
                     own = without(own, two, t)
                     turns = without(turns, two, np.uint64(turn[begin + x]))
                     y = x
-            moved[place[begin + last]] = bits[place[begin + s]]
+            source[place[begin + last]] = place[begin + s]
         else:
             own = without(own, two, at ^ top)
         lighter, heavier_set = (own, opposite) if down else (opposite, own)

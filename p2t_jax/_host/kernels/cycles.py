@@ -72,7 +72,8 @@ def search(
         alpha: (outer, 1, inner): the aggressiveness. A vector with 0 stays as it is.
         partition_ratio: (outer, 1, inner): lambda.
         seed: (outer, 1, inner): what the random numbers of a vector are drawn from.
-        out: like `theta`; written.
+        out: of the same shape, uint16 or uint32; written: the positions in a vector that its
+            weights come from.
         start: the number of the first vector.
         stop: the number after the last vector.
         lower: `MEAN` or `SMALLEST`.
@@ -83,16 +84,16 @@ def search(
         operands = (theta, r, alpha, partition_ratio, seed)
         columns: list[Any] = [x[o, :, i][..., None] for x in operands]
         w = columns[0].astype(np.float32)
-        moved, count = np.empty_like(w), stop - start
+        source, count = np.empty(w.shape, out.dtype), stop - start
         again: Any = functools.partial(search, lower=lower, priority=priority)
-        again(w, *columns[1:], moved, 0, count)
-        out[o, :, i] = moved[..., 0].astype(theta.dtype)
+        again(w, *columns[1:], source, 0, count)
+        out[o, :, i] = source[..., 0]
         return
     _search(
-        theta,
+        theta.view(f"i{theta.dtype.itemsize}"),
         r.view(f"i{r.dtype.itemsize}"),
         (alpha, partition_ratio, seed),
-        out.view(f"i{out.dtype.itemsize}"),
+        out,
         start,
         stop,
         (lower, priority),
@@ -120,15 +121,14 @@ def _search(
     weights: Columns,
     recommendations: Columns,
 ) -> None:
-    """`search` with r and out as bits; `numbers` has one number of each kind per vector."""
+    """`search` with floats as bits; `numbers` has one number of each kind for each vector."""
     alpha, partition_ratio, seed = numbers
-    moved = np.empty_like(weights.bits)
+    source = np.empty(weights.bits.shape, out.dtype)
     room = _room(weights, recommendations)
-    bits = theta.view(out.dtype)
     first = start
     while first < stop:
         count = together(out, first, stop)
-        read_columns(bits, first, count, weights.bits)
+        read_columns(theta, first, count, weights.bits)
         read_columns(r, first, count, recommendations.bits)
         for c in range(count):
             o, i = (first + c) // out.shape[2], (first + c) % out.shape[2]
@@ -137,8 +137,8 @@ def _search(
                 np.float64(partition_ratio[o, 0, i]),
                 np.uint64(seed[o, 0, i]),
             )
-            _permute_vector(c, weights, recommendations, hyperparameters, options, room, moved[c])
-        write_columns(moved, first, count, out)
+            _permute_vector(c, weights, recommendations, hyperparameters, options, room, source[c])
+        write_columns(source, first, count, out)
         first += count
 
 
@@ -183,13 +183,14 @@ def _permute_vector(
     hyperparameters: Any,
     options: Any,
     room: _Room,
-    moved: Any,
+    source: Any,
 ) -> None:
-    """Write row c of the weights, permuted, to `moved`."""
-    w, bits = weights.values[c], weights.bits[c]
+    """Write the places that the weights of row c come from to `source`, by place."""
+    w = weights.values[c]
     alpha, partition_ratio, seed = hyperparameters
     lower, priority = options
-    moved[:] = bits
+    for x in range(source.size):
+        source[x] = x
     if not alpha > 0:
         return
     subsets = subset_count(w.size, partition_ratio)
@@ -212,17 +213,15 @@ def _permute_vector(
         if priority != NEAREST:
             fresh = random_bits(state, w.size + begin)
             search_depth_first(
-                begin, size, members, reach, priority == RANDOM, fresh, room.graph, bits, moved
+                begin, size, members, reach, priority == RANDOM, fresh, room.graph, source
             )
         elif size <= 64:
             find_cycles_in_one_word(
-                np.uint64(begin), size, weight, place, heavier, root, turn, reach, bits, moved
+                np.uint64(begin), size, weight, place, heavier, root, turn, reach, source
             )
         elif size <= 128:
             find_cycles_in_two_words(
-                np.uint64(begin), size, weight, place, heavier, root, turn, reach, bits, moved
+                np.uint64(begin), size, weight, place, heavier, root, turn, reach, source
             )
         else:
-            find_cycles(
-                begin, size, weight, place, heavier, root, reach, words, levels, bits, moved
-            )
+            find_cycles(begin, size, weight, place, heavier, root, reach, words, levels, source)

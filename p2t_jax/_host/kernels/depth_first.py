@@ -20,8 +20,7 @@ def search_depth_first(
     at_random: Any,
     state: np.uint64,
     scratch: Any,
-    bits: Any,
-    moved: Any,
+    source: Any,
 ) -> None:
     """Section 2.2 as the paper words it, for the priorities without a closed form.
 
@@ -44,7 +43,7 @@ def search_depth_first(
                 for i in range(depth):
                     x, y = path[i], path[i + 1] if i + 1 < depth else s
                     gone[x] = 1
-                    moved[place[begin + x]] = bits[place[begin + y]]
+                    source[place[begin + x]] = place[begin + y]
                 break
             if y == s or not visited[y]:
                 x = path[depth] = y

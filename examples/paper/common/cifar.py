@@ -151,7 +151,7 @@ def tables(record: Record, name: str, paper: dict[str, str]) -> dict[str, str]:
 
 def draw(record: Record, title: str, paper: dict[str, tuple[str, float]]) -> dict[str, Any]:
     """Test errors against epochs, beside the paper's numbers."""
-    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 4.5), layout="constrained")
     styles = iter(["-", "--", "-.", ":"])
     for name in names(record):
         color = name.split(",")[0]
@@ -163,5 +163,6 @@ def draw(record: Record, title: str, paper: dict[str, tuple[str, float]]) -> dic
         figures.paper_line(ax, 1 - value, label, color)
     figures.error_axis(ax, 0.07, 1.0)
     ax.set(xlabel="epochs", title=title)
-    ax.legend(loc="upper right")
+    ax.get_legend().remove()
+    figure.legend(loc="outside right upper")
     return {"accuracy": figure}

@@ -17,9 +17,10 @@ from jax.core import Tracer
 from jax.extend.core import Literal, Primitive
 from jax.interpreters import batching, mlir
 
-# A callback of `jax.pure_callback` waits for copies of its operands. They are made on the threads
-# that the callbacks of several CPU devices occupy. So before JAX 0.12 a programme on several CPU
-# devices can hang. Remove, with `direct_callback`, once JAX 0.12 is the oldest supported.
+# A callback of `jax.pure_callback` waits for copies of its operands. Before JAX 0.12 these are made
+# on the threads that callbacks run on, as many as there are cores. So a programme hangs where
+# callbacks occupy all of them: on several CPU devices, or on a single core. Remove, with
+# `direct_callback`, once JAX 0.12 is the oldest supported.
 CALLBACKS_CAN_HANG = jax.__version_info__ < (0, 12)
 
 

@@ -30,7 +30,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from p2t_jax import _leaves
 from p2t_jax._host import internals
-from p2t_jax._host.sharing import share
+from p2t_jax._host.sharing import cores, share
 from p2t_jax._leaves import Axes
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -330,7 +330,8 @@ def _lower(
             _across_devices, devices=placement.devices, kernel=kernel, axes=axes
         )
     _compile(kernel, axes, types)
-    direct = on_cpu and internals.CALLBACKS_CAN_HANG and jax.local_device_count("cpu") > 1
+    crowded = jax.local_device_count("cpu") > 1 or cores() == 1
+    direct = on_cpu and internals.CALLBACKS_CAN_HANG and crowded
     return functools.partial(_by_callbacks, kernel=kernel, axes=axes, direct=direct)
 
 

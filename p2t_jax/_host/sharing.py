@@ -44,7 +44,7 @@ def share(do: Callable[[Job], object], jobs: Sequence[Job]) -> None:
                 finished.release()
 
     with contextlib.suppress(RuntimeError):  # no new threads, for instance at interpreter exit
-        for _ in range(min(_cores(), len(jobs)) - 1):
+        for _ in range(min(cores(), len(jobs)) - 1):
             _pool().submit(work)
     work()
     # Wait for what other threads have begun. They may begin more until the queue is empty.
@@ -66,14 +66,15 @@ def _drop(waiting: collections.deque[tuple[int, Job]]) -> int:
 
 
 @functools.cache
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1
+def cores() -> int:
+    """How many cores this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return count or 1
 
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_cores(), thread_name_prefix="p2t_jax")
+    return ThreadPoolExecutor(cores(), thread_name_prefix="p2t_jax")
 
 
 if hasattr(os, "register_at_fork"):  # A child has none of its parent's threads.

@@ -1,7 +1,7 @@
-"""Ranking on the host (Section 3.1): a stable radix sort of the bits of floating-point numbers.
+"""Ranking on the host (Section 3.1): stable sorts of the bits of floating-point numbers.
 
-Weights arrive as their bits, in unsigned integers: one kernel serves every floating dtype and moves
-weights without touching them. They arrive as (outer, n, inner) blocks, see `p2t_jax._leaves`.
+Numbers arrive as their bits, in unsigned integers: one kernel serves every floating dtype. They
+arrive as (outer, n, inner) blocks, see `p2t_jax._leaves`.
 """
 
 import functools

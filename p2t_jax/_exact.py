@@ -117,7 +117,8 @@ def _phi(state: SynchronizeState, params: dict[Path, jax.Array]) -> list[jax.Arr
     for path, param in params.items():
         error = jnp.asarray(errors[path])
         if param.dtype == error.dtype:
-            # They are theta after a synchronization, and their sum with e is z but for rounding.
+            # After a synchronization they are theta, and their sum with e is z but for rounding.
+            # Parameters in half precision are only near theta; e has what is missing.
             error = jnp.where(lookahead_step == 0, 0, error)
         phi.append(param.astype(error.dtype) + _leaves.sharded_like(error, param))
     return phi

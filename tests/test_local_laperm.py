@@ -25,6 +25,8 @@ LOCAL = {
     for way in ("host", "plain JAX")
 }
 SHARD_MAP = {"shard_map": True, "shard_map, check_vma=False": False}
+FEEDBACK = 0.75
+REMEMBERING = OPTIMIZERS["laperm"](axis_name="batch", error_feedback=FEEDBACK)
 WAYS = ["vmap", "pmap", *SHARD_MAP]
 
 
@@ -74,6 +76,24 @@ def test_every_step_is_that_of_the_simulated_devices(how, ranking):
     assert min(helpers.moved(final, PARAMS)) > 0.3
     kernel = np.asarray(params["Dense_0"]["kernel"])
     assert np.all(kernel[1:] != kernel[:1], axis=(1, 2)).any()  # it was the last step's
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_all_devices_remember_what_was_cut_off_from_the_mean(how):
+    run = trained(how, REMEMBERING)
+    for (params, state), (expected, agreed) in zip(run, simulated(DEVICES, FEEDBACK), strict=True):
+        assert_identical(params, expected)
+        error = state[1].feedback_error
+        assert_identical(error, helpers.stack([member(error, 0)] * DEVICES))
+        if agreed:
+            for device in range(DEVICES):
+                assert_identical(final_on(device, params, state), agreed)
+    assert np.count_nonzero(error["Dense_0"]["kernel"])
+    assert min(helpers.moved(agreed_last(FEEDBACK), agreed_last(0.0))) > 0.01
+
+
+def agreed_last(m):
+    return [agreed for _, agreed in simulated(DEVICES, m) if agreed][-1]
 
 
 @pytest.mark.parametrize("how", ["vmap", "pmap", "shard_map"])

@@ -10,8 +10,8 @@ import optax
 from p2t_jax import _leaves, _ranking, _updates
 from p2t_jax._host import per_row
 from p2t_jax._host.switch import host_callbacks
-from p2t_jax._laperm import SynchronizeState
 from p2t_jax._sgperm import CyclePermutationState
+from p2t_jax._synchronize import SynchronizeState
 from p2t_jax._vectors import Path, VectorSpec, named_leaves
 
 

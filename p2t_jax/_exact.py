@@ -23,10 +23,10 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
     inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
     :math:`\theta = \theta_{sorted}[R(params)]`, or :math:`R(params + e)` with `error_feedback`,
-    between two synchronizations. SGPerm's state has :math:`\theta` itself. With
-    `axis_name`, LAPerm's state has it from a synchronization until the next step; the result then
-    is what all devices agreed on, for parameters without weight vectors, too. Evaluate and save
-    the result, but continue training from `params`.
+    between two synchronizations. SGPerm's state has :math:`\theta` itself. With `average_over`,
+    LAPerm's state has it from a synchronization until the next step; the result then is what all
+    devices agreed on, for parameters without weight vectors, too. Evaluate and save the result,
+    but continue training from `params`.
 
     Args:
         state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in

@@ -16,7 +16,7 @@ def laperm(
     *,
     error_feedback: optax.ScalarOrSchedule = 0.0,
     vectors: VectorSpec = "flax",
-    axis_name: Any = None,
+    average_over: Any = None,
     host_callback: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains by lookahead permutation: an optimizer looks ahead, then the weights are reordered.
@@ -58,8 +58,8 @@ def laperm(
         vectors: which axes of a parameter form a weight vector: a rule `(path, leaf) -> axes |
             None`, the name of one ("flax", "equinox", "haiku"), or a (prefix) tree of axes, such as
             `infer_vectors` returns.
-        axis_name: the axis of a `pmap`, `shard_map` or `vmap` whose devices look ahead alone, each
-            on its own mini-batches. Do not average the gradients; the inner states stay local.
+        average_over: the axis of a `pmap`, `shard_map` or `vmap` whose devices look ahead alone,
+            each on its own mini-batches. Do not average the gradients; the inner states stay local.
             A synchronization averages the parameters over the axis, those without weight vectors,
             too: it ranks the mean of :math:`\phi_k`. Nothing else is communicated. If a weight is
             not finite on one device, the mean may be NaN on all; NaN is ranked last. All devices
@@ -78,9 +78,9 @@ def laperm(
             dtype.
         ValueError: If `sync_period` is below 1, `error_feedback` is outside [0, 1], or one of them
             is not a scalar; in `init`, if the tree is empty, no parameter has weight vectors, or a
-            rule does not know a leaf; in `update`, without
-            `params` or with a state that does not match them, if `axis_name` is not bound, or if k
-            may differ between the devices of that axis.
+            rule does not know a leaf; in `update`, without `params` or with a state that does not
+            match them, if `average_over` is not bound, or if k may differ between the devices of
+            that axis.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, p2t_jax as p2t
@@ -107,7 +107,7 @@ def laperm(
             sync_period,
             error_feedback=error_feedback,
             vectors=vectors,
-            axis_name=axis_name,
+            average_over=average_over,
             host_callback=host_callback,
         ),
     )

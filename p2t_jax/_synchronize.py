@@ -28,8 +28,8 @@ class SynchronizeState(NamedTuple):
         feedback_error: with `error_feedback`, e: what synchronizations have cut off so far, of the
             shapes of the parameters; float32, or float64 where the parameter is. Zeros for
             parameters without weight vectors. None without `error_feedback`.
-        theta_synchronized: with `average_over`, exactly the parameters that all devices agreed on at
-            the last synchronization; before the first one, the initial parameters. None without
+        theta_synchronized: with `average_over`, exactly the parameters that all devices agreed on
+            at the last synchronization; before the first one, the initial parameters. None without
             `average_over`.
         vectors: the axes of the weight vectors; static metadata, not an array.
     """
@@ -267,7 +267,7 @@ def _check_same_on_all(average_over: Any, sync_period: Any, synchronizes: jax.Ar
         differs = is_traced(sync_period)
     if differs:
         raise ValueError(
-            f"sync_period: must be the same on all devices of average_over {average_over!r}, got one "
+            f"sync_period: must be the same on all devices of the axis {average_over!r}, got one "
             "that may differ: devices would wait for each other forever. Pass a number, or a "
             "schedule that depends on the step alone, and keep the step counters of the state the "
             "same on all devices (under shard_map with the spec P())."

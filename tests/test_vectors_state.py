@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -167,3 +168,22 @@ def test_single_weights_are_said_once():
     with pytest.warns(UserWarning, match=r"of a/w \(1, 3\) have one weight.*Give them None"):
         note_single_weights(walk(params, 0))
     note_single_weights(walk(params, {"a": None, "b": 0}))
+
+
+PATHS = [("a/b", "w"), ("a", "b", "w"), ("a", "b/w"), ("a~1b", "w"), ("a~", "b", "w"), ("a/b/w",)]
+
+
+def test_different_paths_stay_apart():
+    axes = {path: (i,) for i, path in enumerate(PATHS)}
+    state = VectorAxes.of(axes)
+    assert {path: state(path) for path in PATHS} == axes
+    assert pickle.loads(pickle.dumps(state)) == state
+    with pytest.raises(ValueError, match="a/b~/w is not among"):
+        state(("a", "b~", "w"))
+
+
+def test_an_exported_programme_remembers_the_axes():
+    state = {"vectors": remembering(AXES)(PARAMS).vectors, "none": VectorAxes.of({}), "step": 1}
+    exported = jax.export.export(jax.jit(lambda state: state))(state)
+    again = jax.export.deserialize(exported.serialize())
+    assert again.call(state)["vectors"].axes_by_path == state["vectors"].axes_by_path

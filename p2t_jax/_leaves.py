@@ -71,19 +71,45 @@ def not_empty(params: Any) -> None:
 
 
 def note_single_weights(leaves: Sequence[Leaf]) -> None:
-    """Warns about weight vectors of one weight, which cannot be permuted. For `init`."""
-    single = [
-        f"{leaf.name} {tuple(leaf.array.shape)}"
-        for leaf in leaves
-        if leaf.axes is not None and vector_length(leaf.array.shape, leaf.axes) == 1
-    ]
-    if single:
+    """Warns about parameters whose vectors have one permutation: of one weight, or of equal ones.
+
+    For `init`. Values are looked at where they are known.
+    """
+    reasons: dict[str, list[str]] = {}
+    for leaf in leaves:
+        if leaf.axes is None:
+            continue
+        if vector_length(leaf.array.shape, leaf.axes) == 1:
+            reason = "have one weight"
+        elif _all_constant(leaf.array, leaf.axes):
+            reason = "have equal weights"
+        else:
+            continue
+        reasons.setdefault(reason, []).append(f"{leaf.name} {tuple(leaf.array.shape)}")
+    if reasons:
+        which = " and those of ".join(f"{', '.join(names)} {why}" for why, names in reasons.items())
         warnings.warn(
-            f"vectors: the weight vectors of {', '.join(single)} have one weight, so they cannot "
-            "be permuted and stay at their initial values. Give them None to train them.",
+            f"vectors: the weight vectors of {which}, so they cannot be permuted and stay at their "
+            "initial values. Give them None to train them, or draw them at random.",
             UserWarning,
             stacklevel=3,
         )
+
+
+def _all_constant(array: Any, axes: Axes) -> bool:
+    """Whether in each vector all weights are identical; False for values that are not known here.
+
+    A layer with some such vectors (dead neurons, zero padding) still trains.
+    """
+    known = isinstance(array, np.ndarray | jax.Array) and not is_traced(array) and array.size
+    if not known or (isinstance(array, jax.Array) and not array.is_fully_addressable):
+        return False
+    xp: Any = jnp
+    if isinstance(array, np.ndarray) or {device.platform for device in array.devices()} == {"cpu"}:
+        xp, array = np, np.asarray(array)  # no copy, and nothing to compile
+    size = f"int{8 * array.dtype.itemsize}"
+    words = array.view(size) if xp is np else jax.lax.bitcast_convert_type(array, size)
+    return bool((words.min(axis=axes) == words.max(axis=axes)).all())
 
 
 def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list[Any]:

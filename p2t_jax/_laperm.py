@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from p2t_jax import _checks, _leaves, _ranking, _updates
@@ -73,7 +74,9 @@ def laperm(
         sync_period: k, the mini-batches between synchronizations, at least 1: an int, a scalar
             array, or a schedule. A schedule is called with the number of mini-batches seen before
             this one; weights are synchronized when the steps since the last synchronization reach
-            its current value. A traced or scheduled k that is below 1 or NaN counts as 1.
+            its current value. A traced or scheduled k that is below 1 or NaN counts as 1. One that
+            is a fraction, from a schedule that grows smoothly or in a JAX array, counts as the next
+            whole number. Infinity never synchronizes.
         vectors: which axes of a parameter form a weight vector: a rule `(path, leaf) -> axes |
             None`, the name of one ("flax", "equinox", "haiku"), or a (prefix) tree of axes, such as
             `infer_vectors` returns.
@@ -94,10 +97,10 @@ def laperm(
     Raises:
         TypeError: If `inner` is not a gradient transformation or `sync_period` is not a number; in
             `init`, if a weight vector is not of a floating dtype.
-        ValueError: If `sync_period` is below 1 or not a scalar; in `init`, if the tree is empty, no
-            parameter has weight vectors, or a rule does not know a leaf; in `update`, without
-            `params` or with a state that does not match them, if `axis_name` is not bound, or if k
-            may differ between the devices of that axis.
+        ValueError: If `sync_period` is below 1, a fraction or not a scalar; in `init`, if the tree
+            is empty, no parameter has weight vectors, or a rule does not know a leaf; in `update`,
+            without `params` or with a state that does not match them, if `axis_name` is not bound,
+            or if k may differ between the devices of that axis.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, p2t_jax as p2t
@@ -169,6 +172,7 @@ def synchronize(
         ... )
     """
     _checks.hyperparameter(_check_period, sync_period)
+    _checks.whole("sync_period", sync_period)
 
     @_updates.under_any_switch
     def init_fn(params: optax.Params) -> SynchronizeState:
@@ -312,6 +316,8 @@ def _check_period(k: Any) -> None:
     value = _checks.real_scalar("sync_period", k, schedule=True)
     if value is not None and not value >= 1:
         raise ValueError(f"sync_period: must be at least 1, got {k}.")
+    if value is not None and value >= 2**31 and jnp.issubdtype(np.asarray(k).dtype, jnp.integer):
+        raise ValueError(f"sync_period: must be below 2**31, the number of steps, got {k}.")
 
 
 def _sorted(leaves: list[_leaves.Leaf], host_callback: bool) -> list[Any]:
@@ -331,8 +337,11 @@ def _sorted(leaves: list[_leaves.Leaf], host_callback: bool) -> list[Any]:
 def _forget(inner_state: Any, synchronized: jax.Array) -> Any:
     """Makes line searches forget the value and gradient at a point that the parameters left."""
 
+    # By type: states and parameters of others may have fields of the same names.
     def remembers(node: Any) -> bool:
-        return {"value", "grad"} <= set(getattr(node, "_fields", ()))
+        return isinstance(
+            node, optax.ScaleByBacktrackingLinesearchState | optax.ScaleByZoomLinesearchState
+        )
 
     def forget(node: Any) -> Any:
         if not remembers(node) or node.value is None:

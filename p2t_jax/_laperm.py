@@ -78,11 +78,11 @@ def laperm(
         TypeError: If `inner` is not a gradient transformation, or `sync_period` or
             `error_feedback` is not a number; in `init`, if a weight vector is not of a floating
             dtype.
-        ValueError: If `sync_period` is below 1 or a fraction, `error_feedback` is outside [0, 1], or one of them
-            is not a scalar; in `init`, if the tree is empty, no parameter has weight vectors, or a
-            rule does not know a leaf; in `update`, without `params` or with a state that does not
-            match them, if `average_over` is not bound, or if k may differ between the devices of
-            that axis.
+        ValueError: If `sync_period` is below 1 or a fraction, `error_feedback` is outside [0, 1],
+            or one of them is not a scalar; in `init`, if the tree is empty, no parameter has weight
+            vectors, or a rule does not know a leaf; in `update`, without `params` or with a state
+            that does not match them, if `average_over` is not bound, or if k may differ between
+            the devices of that axis.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, p2t_jax as p2t

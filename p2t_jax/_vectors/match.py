@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
@@ -29,7 +30,7 @@ from p2t_jax._vectors.paths import (
 
 VectorSpec: TypeAlias = VectorRule | str | Any  # a rule, its name, or a (prefix) tree of axes
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None, ...]:
@@ -103,14 +104,20 @@ def _has_gaps(tree: Any) -> bool:
 def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     """The axes that a rule, its name, or axes give a leaf."""
     rule = named_rule(spec) if isinstance(spec, str) else spec
-    axes = rule(path, leaf) if callable(rule) else rule
+    try:
+        axes = rule(path, leaf) if callable(rule) else rule
+    except UnknownVectorsError:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return None  # A counter, a table of indices, a random key: no layer has such weights.
+        raise
     if axes is None:
         return None
     found = positions(axes, path, leaf)
-    if leaf.dtype.name not in _FLOATS:
+    if leaf.dtype.name not in FLOATS:
         raise TypeError(
             f"vectors: axes {axes!r} for {show(path)} of shape {np.shape(leaf)}: expected a "
-            f"dtype of {', '.join(_FLOATS)}, got dtype {leaf.dtype.name}. Give it None."
+            f"dtype of {', '.join(FLOATS)}, got dtype {leaf.dtype.name}. Give it None, or leave it "
+            "out of params."
         )
     return found
 

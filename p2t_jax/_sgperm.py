@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -14,7 +14,7 @@ from p2t_jax import _checks, _cycles, _leaves, _updates
 from p2t_jax._host import per_row
 from p2t_jax._host.internals import is_traced
 from p2t_jax._host.switch import host_callbacks
-from p2t_jax._vectors import VectorAxes, VectorSpec
+from p2t_jax._vectors import Path, VectorAxes, VectorSpec
 
 Lower: TypeAlias = Literal["mean", "smallest"]
 Priority: TypeAlias = Literal["nearest", "farthest", "random"]
@@ -82,6 +82,11 @@ class CyclePermutationState(NamedTuple):
     sgperm_key: jax.Array
     theta: optax.Params
     vectors: VectorAxes
+
+    def exact_params(self, params: Mapping[Path, Any]) -> dict[Path, jax.Array]:
+        """The exact values of those of `params` that the state knows, for `permuted_params`."""
+        found = _updates.vectors_of_state(self.sgperm_step, self.theta, self.vectors, params)
+        return {x.path: x.weights for x in found}
 
 
 jax.export.register_namedtuple_serialization(
@@ -235,12 +240,12 @@ def cycle_permutation(
 
     @_updates.under_any_switch
     def init_fn(params: optax.Params) -> CyclePermutationState:
-        _, axes = _updates.initial(params, vectors)
+        _, axes = _updates.checked_init(params, vectors)
         return CyclePermutationState(
             sgperm_step=jnp.zeros((), jnp.int32),
             # Raw data, since not every checkpointer restores typed keys.
             sgperm_key=jax.random.bits(_checks.random_key("key", key), (2,), jnp.uint32),
-            theta=jax.tree.map(_updates.kept, params),
+            theta=jax.tree.map(_updates.copied, params),
             vectors=axes,
         )
 
@@ -252,7 +257,7 @@ def cycle_permutation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, CyclePermutationState]:
         del extra_args
-        step = _updates.take_apart(updates, state.theta, state.vectors, params)
+        step = _updates.checked(updates, params, state.vectors, state.theta)
         alpha = _value("aggressiveness", aggressiveness, state.sgperm_step)
         lambda_ = _value("partition_ratio", partition_ratio, state.sgperm_step)
         axes = [leaf.axes for leaf in step.moving]
@@ -266,13 +271,10 @@ def cycle_permutation(
         if share_over is not None:
             permuted = _gather(axes, permuted, whole, share_over)
 
-        new = [None if u is None else jnp.zeros_like(u) for u in step.updates]
-        for leaf, theta in zip(step.moving, permuted, strict=True):
-            dtype = jnp.result_type(leaf.param, leaf.update)
-            new[leaf.number] = theta.astype(dtype) - leaf.param.astype(dtype)
-            step.weights[leaf.number] = theta
-        return step.tree(new), state._replace(
-            sgperm_step=optax.safe_increment(state.sgperm_step), theta=step.tree(step.weights)
+        held = jax.tree.map(jnp.zeros_like, updates)
+        return step.put_theta(held, permuted), state._replace(
+            sgperm_step=optax.safe_increment(state.sgperm_step),
+            theta=step.put(state.theta, step.moving, permuted),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -303,7 +305,7 @@ def _value(name: str, hyperparameter: Any, step: jax.Array) -> jax.Array:
 
 
 def _operands(
-    moving: Sequence[_updates.Moving],
+    moving: Sequence[_updates.Parameter],
     alpha: jax.Array,
     lambda_: jax.Array,
     state: CyclePermutationState,

@@ -22,7 +22,8 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     Optax applies updates by adding them, and :math:`p + (\theta - p)` differs from :math:`\theta`
     in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
     inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
-    :math:`\theta = \theta_{sorted}[R(params)]`. SGPerm's state has :math:`\theta` itself. With
+    :math:`\theta = \theta_{sorted}[R(params)]`, or :math:`R(params + e)` with `error_feedback`,
+    between two synchronizations. SGPerm's state has :math:`\theta` itself. With
     `axis_name`, LAPerm's state has it from a synchronization until the next step; the result then
     is what all devices agreed on, for parameters without weight vectors, too. Evaluate and save
     the result, but continue training from `params`.
@@ -91,7 +92,7 @@ def _permuted(
             axes[path], theta[path] = leaf_axes, jnp.asarray(w)
     if isinstance(state, CyclePermutationState):
         return theta
-    phi = [jnp.asarray(leaves[path]) for path in theta]
+    phi = _phi(state, {path: jnp.asarray(leaves[path]) for path in theta})
     permuted = _ranking.give_ranking(
         list(axes.values()), list(theta.values()), phi, host_callback=host_callbacks(None)
     )
@@ -105,6 +106,21 @@ def _permuted(
         for path, w in named_leaves(state.theta_synchronized)
         if jnp.issubdtype(w.dtype, jnp.inexact)
     }
+
+
+def _phi(state: SynchronizeState, params: dict[Path, jax.Array]) -> list[jax.Array]:
+    """What LAPerm ranks, whatever the step: the parameters, and what it remembers."""
+    if state.feedback_error is None:
+        return list(params.values())
+    errors, phi = dict(named_leaves(state.feedback_error)), []
+    (lookahead_step,) = jax.tree.leaves(state.lookahead_step)
+    for path, param in params.items():
+        error = jnp.asarray(errors[path])
+        if param.dtype == error.dtype:
+            # They are theta after a synchronization, and their sum with e is z but for rounding.
+            error = jnp.where(lookahead_step == 0, 0, error)
+        phi.append(param.astype(error.dtype) + _leaves.sharded_like(error, param))
+    return phi
 
 
 @_updates.under_any_switch

@@ -1,7 +1,7 @@
 """LAPerm, lookahead permutation: Algorithm 2 and Section 3 of the paper."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.export
@@ -24,6 +24,9 @@ class SynchronizeState(NamedTuple):
         theta_sorted: the initial parameters, every weight vector sorted along its axes. Other
             parameters keep their initial value here, so that this tree mirrors the parameters leaf
             by leaf, for `optax.tree.map_params` and for shardings.
+        feedback_error: with `error_feedback`, e: what synchronizations have cut off so far, of the
+            shapes of the parameters; float32, or float64 where the parameter is. Zeros for
+            parameters without weight vectors. None without `error_feedback`.
         theta_synchronized: with `axis_name`, exactly the parameters that all devices agreed on at
             the last synchronization; before the first one, the initial parameters. None without
             `axis_name`.
@@ -33,6 +36,7 @@ class SynchronizeState(NamedTuple):
     sync_step: jax.Array
     lookahead_step: jax.Array
     theta_sorted: optax.Params
+    feedback_error: optax.Params | None
     theta_synchronized: optax.Params | None
     vectors: VectorAxes
 
@@ -46,6 +50,7 @@ def laperm(
     inner: optax.GradientTransformation,
     sync_period: optax.ScalarOrSchedule,
     *,
+    error_feedback: optax.ScalarOrSchedule = 0.0,
     vectors: VectorSpec = "flax",
     axis_name: Any = None,
     host_callback: bool | None = None,
@@ -61,6 +66,13 @@ def laperm(
     with R the ranking: 0 for the smallest weight, ties ranked by position, NaN last. All other
     parameters (biases, normalization) are trained by the inner optimizer, as in Section 5.2.
 
+    A synchronization projects: of all permutations of the initial weights, :math:`\theta_t` is the
+    one nearest to :math:`\phi_k`. The paper forgets the rest, :math:`\phi_k - \theta_t`. With
+    `error_feedback` m above 0, which is not in the paper, it is remembered and added when weights
+    are ranked next, as error feedback does for compressed gradients: with e = 0 at first,
+
+    .. math:: z = \phi_k + e, \qquad \theta_t = \theta_{sorted}[R(z)], \qquad e = m (z - \theta_t).
+
     It is `optax.chain(inner, synchronize(sync_period))`, so `state[0]` is the inner optimizer's
     state. In addition, a synchronization makes a line search forget the value and the gradient that
     it remembers of the look-ahead point, so that `optax.value_and_grad_from_state` computes both
@@ -74,6 +86,11 @@ def laperm(
             array, or a schedule. A schedule is called with the number of mini-batches seen before
             this one; weights are synchronized when the steps since the last synchronization reach
             its current value. A traced or scheduled k that is below 1 or NaN counts as 1.
+        error_feedback: m, the fraction of what a synchronization cuts off that is remembered, from
+            0 (the default, the paper's) to 1: a number, a scalar array, or a schedule, called like
+            that of k. The number 0 needs no state; anything else adds one float32 per weight. What
+            is not finite is not remembered. A traced or scheduled m outside [0, 1] is clipped, and
+            NaN counts as 0.
         vectors: which axes of a parameter form a weight vector: a rule `(path, leaf) -> axes |
             None`, the name of one ("flax", "equinox", "haiku"), or a (prefix) tree of axes, such as
             `infer_vectors` returns.
@@ -92,10 +109,12 @@ def laperm(
         weights themselves, because it sorts them.
 
     Raises:
-        TypeError: If `inner` is not a gradient transformation or `sync_period` is not a number; in
-            `init`, if a weight vector is not of a floating dtype.
-        ValueError: If `sync_period` is below 1 or not a scalar; in `init`, if the tree is empty, no
-            parameter has weight vectors, or a rule does not know a leaf; in `update`, without
+        TypeError: If `inner` is not a gradient transformation, or `sync_period` or
+            `error_feedback` is not a number; in `init`, if a weight vector is not of a floating
+            dtype.
+        ValueError: If `sync_period` is below 1, `error_feedback` is outside [0, 1], or one of them
+            is not a scalar; in `init`, if the tree is empty, no parameter has weight vectors, or a
+            rule does not know a leaf; in `update`, without
             `params` or with a state that does not match them, if `axis_name` is not bound, or if k
             may differ between the devices of that axis.
 
@@ -120,7 +139,13 @@ def laperm(
         )
     chain = optax.chain(
         inner,
-        synchronize(sync_period, vectors=vectors, axis_name=axis_name, host_callback=host_callback),
+        synchronize(
+            sync_period,
+            error_feedback=error_feedback,
+            vectors=vectors,
+            axis_name=axis_name,
+            host_callback=host_callback,
+        ),
     )
 
     def update_fn(
@@ -138,6 +163,7 @@ def laperm(
 def synchronize(
     sync_period: optax.ScalarOrSchedule,
     *,
+    error_feedback: optax.ScalarOrSchedule = 0.0,
     vectors: VectorSpec = "flax",
     axis_name: Any = None,
     host_callback: bool | None = None,
@@ -151,6 +177,7 @@ def synchronize(
 
     Args:
         sync_period: see `laperm`.
+        error_feedback: see `laperm`.
         vectors: see `laperm`.
         axis_name: see `laperm`.
         host_callback: see `laperm`.
@@ -169,6 +196,9 @@ def synchronize(
         ... )
     """
     _checks.hyperparameter(_check_period, sync_period)
+    _checks.hyperparameter(_check_feedback, error_feedback)
+    # Only a plain number can be known to be 0 wherever `init` runs, inside `jit` as well.
+    remembers = not (isinstance(error_feedback, int | float) and error_feedback == 0)
 
     @_updates.under_any_switch
     def init_fn(params: optax.Params) -> SynchronizeState:
@@ -179,6 +209,7 @@ def synchronize(
             theta_sorted=jax.tree.unflatten(
                 jax.tree.structure(params), _sorted(leaves, host_callbacks(host_callback))
             ),
+            feedback_error=jax.tree.map(_no_error, params) if remembers else None,
             theta_synchronized=(None if axis_name is None else jax.tree.map(_updates.kept, params)),
             vectors=axes,
         )
@@ -196,56 +227,132 @@ def synchronize(
         _check_period(k)
         i = state.lookahead_step + 1
         synchronizes = jnp.asarray(~(i < k))
+        m = error_feedback(state.sync_step) if callable(error_feedback) else error_feedback
+        _check_feedback(m)
         leaves, agreed = step.moving, jax.tree.leaves(state.theta_synchronized)
+        error = _remembered(state, params, remembers)
         if axis_name is not None:
             _check_same_on_all(axis_name, sync_period, synchronizes)
             leaves = leaves + step.others
         axes = tuple(leaf.axes for leaf in step.moving)
         permute = functools.partial(_permute, axes, axis_name, host_callbacks(host_callback))
-        values = (
-            [_as_promoted(leaf) for leaf in leaves],
-            [varying_like(agreed[leaf.number], leaf.weights) for leaf in leaves if agreed],
-        )
+        m = jnp.nan_to_num(jnp.clip(jnp.asarray(m, jnp.float32), 0, 1))
         theta = [leaf.param for leaf in leaves]
         theta_sorted = [leaf.weights for leaf in step.moving]
-        new = _replace_if(permute, synchronizes, values, theta, theta_sorted)
-        for whole, parts in zip((step.updates, agreed), new, strict=True):
-            for leaf, part in zip(leaves, parts, strict=bool(parts)):
+        delta = [_as_promoted(leaf) for leaf in leaves]
+        values = (
+            delta,
+            [
+                # With `axis_name`, the error belongs to the mean, which is the same on all devices.
+                varying_like(error[leaf.number], leaf.weights, m, *([] if axis_name else [u]))
+                for leaf, u in zip(step.moving, delta, strict=False)
+                if error
+            ],
+            [varying_like(agreed[leaf.number], leaf.weights) for leaf in leaves if agreed],
+        )
+        new = _replace_if(permute, synchronizes, values, theta, theta_sorted, m)
+        for whole, parts in zip((step.updates, error, agreed), new, strict=True):
+            for leaf, part in zip(leaves, parts, strict=False):
                 whole[leaf.number] = part
         return step.tree(step.updates), state._replace(
             sync_step=optax.safe_increment(state.sync_step),
             lookahead_step=jnp.where(synchronizes, 0, i),
+            feedback_error=step.tree(error) if error else None,
             theta_synchronized=step.tree(agreed) if agreed else None,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+_Lists: TypeAlias = tuple[list[jax.Array], list[jax.Array], list[jax.Array]]
+
+
 def _permute(
     axes: tuple[_leaves.Axes, ...],
     axis_name: Any,
     host_callback: bool,
-    values: tuple[list[jax.Array], list[jax.Array]],
+    values: _Lists,
     theta: list[jax.Array],
     theta_sorted: list[jax.Array],
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The updates of a synchronization, and what all devices agree on.
+    m: jax.Array,
+) -> _Lists:
+    """The updates of a synchronization, the error e after it, and what all devices agree on.
 
     The latter are parameters, with `axis_name` only: updates differ between devices, and so does
-    the rounding when they are added. In both lists, parameters without weight vectors come last.
+    the rounding when they are added. In all lists, parameters without weight vectors come last;
+    there is no error of these.
     """
-    delta, agreed = values
-    new = optax.apply_updates(theta, delta)
+    delta, error, agreed = values
+    new = optax.apply_updates(list(map(_widened, theta)) if error else theta, delta)
     if axis_name is not None:  # The only collective: devices communicate in a synchronization.
         new = jax.lax.pmean(new, axis_name)
     n = len(axes)
-    phi = list(map(varying_like, new[:n], theta_sorted))
-    new[:n] = _ranking.give_ranking(axes, theta_sorted, phi, host_callback=host_callback)
+    z = [w + _leaves.sharded_like(e, w) for w, e in zip(new, error, strict=False)] or new[:n]
+    z = list(map(varying_like, z, theta_sorted))
+    new[:n] = _ranking.give_ranking(axes, theta_sorted, z, host_callback=host_callback)
     updates = [
         varying_like(_leaves.sharded_like(w.astype(u.dtype) - old.astype(u.dtype), old), u)
         for w, old, u in zip(new, theta, delta, strict=True)
     ]
-    return updates, [varying_like(w, old) for w, old in zip(new, agreed, strict=False)]
+    error = [
+        _cut_off(m, *parts, axis_name) for parts in zip(z, new, theta, updates, error, strict=False)
+    ]
+    return updates, error, [varying_like(w, old) for w, old in zip(new, agreed, strict=False)]
+
+
+def _cut_off(
+    m: jax.Array,
+    z: jax.Array,
+    new: jax.Array,
+    old: jax.Array,
+    update: jax.Array,
+    error: jax.Array,
+    axis_name: Any,
+) -> jax.Array:
+    """What is remembered: m (z - theta), where that is finite."""
+    theta = _widened(new)
+    e = m.astype(z.dtype) * (z - theta)
+    if old.dtype != theta.dtype:
+        # In half precision, old + update may be far from theta: the next look-ahead starts there.
+        lost = theta - _rounded_sum(old, update)
+        e += lost if axis_name is None else jax.lax.pmean(lost, axis_name)
+    e = jnp.where(jnp.isfinite(e), e, 0)
+    return varying_like(_leaves.sharded_like(e, error), error)
+
+
+def _rounded_sum(param: jax.Array, update: jax.Array) -> jax.Array:
+    """`optax.apply_updates`, in float32: XLA may keep more digits of a number that it rounds."""
+    total = _widened(param) + update.astype(jnp.float32)
+    precision = jnp.finfo(param.dtype)
+    return jax.lax.reduce_precision(total, precision.nexp, precision.nmant)
+
+
+def _widened(array: jax.Array) -> jax.Array:
+    """An array in the dtype of the error; complex and integer ones unchanged."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    return array.astype(_leaves.wide(array.dtype))
+
+
+def _no_error(param: Any) -> Any:
+    """The error at first."""
+    dtype = _leaves.wide(_leaves.dtype_of(param))
+    if isinstance(param, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(param.shape, dtype, sharding=param.sharding)
+    param = jnp.asarray(param)
+    return varying_like(jnp.zeros_like(param, dtype), param)
+
+
+def _remembered(state: SynchronizeState, params: optax.Params, remembers: bool) -> list[Any]:
+    """The error of each parameter; an empty list without error feedback."""
+    if state.feedback_error is None and remembers:
+        raise ValueError(
+            "state: has no feedback_error, which error_feedback needs: it is the state of an "
+            "optimizer without error feedback. Initialize a new one."
+        )
+    if state.feedback_error is None:
+        return []
+    return _leaves.matching("state", state.feedback_error, params)
 
 
 def _check_same_on_all(axis_name: Any, sync_period: Any, synchronizes: jax.Array) -> None:
@@ -312,6 +419,12 @@ def _check_period(k: Any) -> None:
     value = _checks.real_scalar("sync_period", k, schedule=True)
     if value is not None and not value >= 1:
         raise ValueError(f"sync_period: must be at least 1, got {k}.")
+
+
+def _check_feedback(m: Any) -> None:
+    value = _checks.real_scalar("error_feedback", m, schedule=True)
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"error_feedback: must be in [0, 1], got {m}.")
 
 
 def _sorted(leaves: list[_leaves.Leaf], host_callback: bool) -> list[Any]:

@@ -12,8 +12,13 @@ from p2t_jax.plots._inputs import Array
 from p2t_jax.plots._weights import weight_vector
 
 # Okabe and Ito's palette, without its yellow, which is hard to see as a line.
-COLORS = {"Adam": "#0072B2", "LAPerm": "#D55E00", "SGPerm": "#009E73"}
-_OTHER_COLORS = ("#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLORS = {
+    "Adam": "#0072B2",
+    "LAPerm": "#D55E00",
+    "LAPerm with error feedback": "#CC79A7",
+    "SGPerm": "#009E73",
+}
+_OTHER_COLORS = ("#56B4E9", "#E69F00", "#000000")
 
 
 def learning_curve(

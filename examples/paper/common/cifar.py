@@ -41,14 +41,15 @@ def period(text: str) -> tuple[int, int]:
 def laperm_runs(
     options: argparse.Namespace, inner: optax.GradientTransformation, steps: int
 ) -> dict[str, optax.GradientTransformation]:
-    """LAPerm with each sync period, by name."""
+    """LAPerm with each sync period, without and with error feedback, by name."""
     runs = {}
-    for first, last in options.sync_period:
-        k: Any = first
-        if last != first:
-            k = optax.exponential_decay(first, steps, last / first)
-        name = f"LAPerm, k = {first}" + (f" to {last}" if last != first else "")
-        runs[name] = p2t.laperm(inner, k)
+    for name, m in (("LAPerm", 0.0), (figures.FEEDBACK, 1.0)):
+        for first, last in options.sync_period:
+            k: Any = first
+            if last != first:
+                k = optax.exponential_decay(first, steps, last / first)
+            period = f"k = {first}" + (f" to {last}" if last != first else "")
+            runs[f"{name}, {period}"] = p2t.laperm(inner, k, error_feedback=m)
     return runs
 
 
@@ -152,12 +153,12 @@ def tables(record: Record, name: str, paper: dict[str, str]) -> dict[str, str]:
 def draw(record: Record, title: str, paper: dict[str, tuple[str, float]]) -> dict[str, Any]:
     """Test errors against epochs, beside the paper's numbers."""
     figure, ax = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    styles = iter(["-", "--", "-.", ":"])
+    styles = {color: iter(["-", "--", "-.", ":"]) for color in ("LAPerm", figures.FEEDBACK, "Adam")}
     for name in names(record):
         color = name.split(",")[0]
         batches, accuracy = record.curves(name)
         epochs = batches / batches[1]
-        style = next(styles) if color == "LAPerm" else ("-" if name == "Adam" else "--")
+        style = next(styles[color])
         figures.band(ax, epochs, accuracy, color, name, error=True, linestyle=style)
     for label, (color, value) in paper.items():
         figures.paper_line(ax, 1 - value, label, color)

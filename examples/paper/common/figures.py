@@ -7,6 +7,8 @@ import matplotlib.ticker as ticker
 from common.records import Record
 from p2t_jax import plots
 
+FEEDBACK = "LAPerm with error feedback"  # as runs and figures name it
+
 
 def percent(axis: Any, decimals: int = 0) -> None:
     """Write the ticks of an axis as percentages."""

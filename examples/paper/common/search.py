@@ -1,10 +1,13 @@
-"""A search of hyperparameters with the same number of trials for SGPerm and for Adam.
+"""A search of hyperparameters with the same number of trials for every contender.
+
+SGPerm has hyperparameters of its own. All others have Adam's, which LAPerm takes as its inner
+optimizer; they are given the same trials as long as these are random.
 
 The first trials are given or random, the others are near the best one so far. All have one seed;
 the best are then repeated with more seeds, and the best mean wins.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -80,8 +83,7 @@ def near(rng: Any, best: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-GIVEN = {"SGPerm": [THE_PAPERS, EARLIER], "Adam": [ADAM]}
-RANDOM = {"SGPerm": random_sgperm, "Adam": random_adam}
+BOTH = ("SGPerm", "Adam")
 
 
 def trials(record: Record, optimizer: str) -> list[dict[str, Any]]:
@@ -102,12 +104,13 @@ def winner(record: Record, optimizer: str) -> dict[str, Any]:
 
 def propose(record: Record, optimizer: str) -> dict[str, Any]:
     """The hyperparameters of the next trial."""
-    made, given = len(trials(record, optimizer)), GIVEN[optimizer]
+    sgperm = optimizer == "SGPerm"
+    made, given = len(trials(record, optimizer)), [THE_PAPERS, EARLIER] if sgperm else [ADAM]
     if made < len(given):
         return given[made]
     rng = np.random.default_rng([0, made - len(given) + 1])
     if made < RANDOM_TRIALS:
-        return RANDOM[optimizer](rng)
+        return random_sgperm(rng) if sgperm else random_adam(rng)
     return near(rng, finalists(record, optimizer)[0]["hyperparameters"])
 
 
@@ -116,6 +119,7 @@ def search(
     count: int,
     accuracy: Callable[[str, dict[str, Any], int], float],
     save: Callable[[], Any],
+    optimizers: Iterable[str] = BOTH,
 ) -> None:
     """Make `count` trials of each optimizer, but for those that the record has; then the finals.
 
@@ -124,15 +128,16 @@ def search(
         count: trials of each optimizer.
         accuracy: of an optimizer, its hyperparameters and a seed, on validation images.
         save: called after each training.
+        optimizers: the contenders, by name.
     """
     made = record.contents.setdefault("trials", [])
-    for optimizer in GIVEN:
+    for optimizer in optimizers:
         for _ in tqdm(range(len(trials(record, optimizer)), count), desc=optimizer):
             chosen = propose(record, optimizer)
             first = {"0": accuracy(optimizer, chosen, FINAL_SEEDS[0])}
             made.append({"optimizer": optimizer, "hyperparameters": chosen, "accuracy": first})
             save()
-    for optimizer in GIVEN:
+    for optimizer in optimizers:
         for done in finalists(record, optimizer):
             for seed in FINAL_SEEDS[1:]:
                 if str(seed) not in done["accuracy"]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 import p2t_jax as p2t
 
 EVALUATION_BATCH = 1000
+STATISTICS = "batch_stats"  # the collection of BatchNorm's running statistics
 
 
 class Data(NamedTuple):
@@ -142,12 +143,22 @@ def training_chunk(
     return scan if one_call else loop
 
 
-def evaluation(model: Any, prepare: Any) -> Any:
-    """(state, images, labels) -> accuracy; a compiled call for every `EVALUATION_BATCH` images."""
+def evaluation(model: Any, prepare: Any, train_images: Any = None) -> Any:
+    """(state, images, labels) -> accuracy; a compiled call for every `EVALUATION_BATCH` images.
+
+    BatchNorm's running statistics are of the weights with which a P2T optimizer looks ahead. Those
+    of the exact weights are computed on mini-batches of `train_images`, always the same.
+    """
 
     @jax.jit
     def variables(state: State) -> Any:
         return {"params": exact(state.params, state.opt_state), **state.model_state}
+
+    @jax.jit
+    def with_statistics_of(variables: Any, key: jax.Array, images: jax.Array) -> Any:
+        apply = functools.partial(model.apply, train=True, mutable=[STATISTICS])
+        _, new = apply(variables, prepare(key, images), rngs={"dropout": key})
+        return {**variables, **new}
 
     @jax.jit
     def right(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -156,6 +167,11 @@ def evaluation(model: Any, prepare: Any) -> Any:
 
     def accuracy(state: State, images: jax.Array, labels: jax.Array) -> float:
         evaluated = variables(state)
+        if STATISTICS in evaluated and is_p2t(state.opt_state):
+            batches = np.random.default_rng(0).integers(len(train_images), size=(60, 64))
+            for number, batch in enumerate(batches):
+                key = jax.random.key(number)
+                evaluated = with_statistics_of(evaluated, key, train_images[batch])
         parts = (slice(i, i + EVALUATION_BATCH) for i in range(0, len(images), EVALUATION_BATCH))
         return sum(int(right(evaluated, images[p], labels[p])) for p in parts) / len(images)
 
@@ -237,7 +253,7 @@ def fit(
         The finished run.
     """
     chunk = training_chunk(model, tx, data.prepare, one_call=one_call)
-    accuracy_of = evaluation(model, data.prepare)
+    accuracy_of = evaluation(model, data.prepare, data.train_images)
     key = jax.random.key(seed)
     initial_params = jax.tree.map(np.asarray, start.params)
     state = jax.tree.map(jnp.array, start)  # its buffers are given away below

@@ -1,0 +1,202 @@
+"""Beyond the paper: LAPerm with error feedback, beside the paper's LAPerm and Adam.
+
+    python examples/paper/error_feedback.py --data-dir DIR --search TRIALS
+    python examples/paper/error_feedback.py --data-dir DIR [--seeds 5]
+
+784-500-300-10 on MNIST and Fashion-MNIST, 3,000 mini-batches. `--search` looks for the learning
+rate, its last value and b1 of Adam, alone and inside of each LAPerm, with equally many trials, on
+50,000 training images of MNIST, judged by the other 10,000. It does not look at test images.
+
+The script then also measures why feedback works: how many weights change places at each
+synchronization while the learning rate is divided by 10 twice (5.2.1).
+"""
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+import p2t_jax as p2t
+from common import data, figures, models, training
+from common.experiment import Experiment, mnist, parser, versions
+from common.records import Record, spread, table
+from common.search import search, trials, winner
+from p2t_jax import plots
+
+BATCHES, EVERY = 3000, 100
+SEARCH = "error_feedback_search"  # its record
+SYNC_PERIODS = (1, 10, 100)
+WAYS = {"LAPerm": 0.0, figures.FEEDBACK: 1.0}
+LAPERMS = {f"{way}, k = {k}": (k, m) for k in SYNC_PERIODS for way, m in WAYS.items()}
+CONTENDERS = ("Adam", *LAPERMS)
+DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+NETWORK = models.MLP((500, 300, 10))
+DROPS = (0.4, 0.7)  # where the learning rate of `numbness` is divided by 10
+
+
+def optimizer(name, rate, last_rate, b1):
+    """Adam whose learning rate falls exponentially to its last, alone or inside of LAPerm."""
+    adam = optax.adam(optax.exponential_decay(rate, BATCHES, last_rate / rate), b1=b1)
+    if name == "Adam":
+        return adam
+    k, m = LAPERMS[name]
+    return p2t.laperm(adam, k, error_feedback=m)
+
+
+def search_all(options):
+    """Search on training images, a sixth of them held back to judge by."""
+    dataset = data.load("mnist", options.data_dir)
+    held_back = mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
+    record = Record.load(SEARCH, options.output_dir)
+    record.contents = {"experiment": SEARCH, "versions": versions()} | record.contents
+
+    def accuracy(name, hyperparameters, seed):
+        tx = optimizer(name, **hyperparameters)
+        start = training.initial_state(NETWORK, tx, held_back, seed)
+        at = [5 if options.short else BATCHES]
+        run = training.fit(NETWORK, tx, held_back, start, seed=seed, evaluate_at=at)
+        return round(float(run.accuracy[-1]), 4)
+
+    def save():
+        record.save(SEARCH, options.output_dir)
+
+    search(record, options.search, accuracy, save, CONTENDERS)
+
+
+def main():
+    options = parser(__doc__, seeds=5)
+    options.add_argument("--search", type=int, metavar="TRIALS", help="search hyperparameters")
+    options = options.parse_args()
+    if options.search:
+        return search_all(options)
+    evaluate_at = range(0, 41, 20) if options.short else range(0, BATCHES + 1, EVERY)
+    searched = Record.load(SEARCH, options.output_dir)
+    if "trials" not in searched.contents:  # a record elsewhere goes with the search of the project
+        searched = Record.load(SEARCH)
+    runs = {name: winner(searched, name)["hyperparameters"] for name in CONTENDERS}
+    experiment = Experiment("error_feedback", options, batch_size=64, runs=runs)
+    for dataset, title in DATA.items():
+        images = mnist(data.load(dataset, options.data_dir))
+        for seed in experiment.seeds:
+            for name, hyperparameters in runs.items():
+                experiment.fit(
+                    f"{title}, {name}", NETWORK, optimizer(name, **hyperparameters), images, seed,
+                    evaluate_at=evaluate_at,
+                )  # fmt: skip
+    images = mnist(data.load("mnist", options.data_dir))
+    experiment.finish({way: numbness(images, m, evaluate_at[-1]) for way, m in WAYS.items()})
+
+
+def numbness(images, m, batches, k=10):
+    """At each synchronization, which fraction of the weights change, and the accuracy after it."""
+    rate = optax.piecewise_constant_schedule(1e-3, {int(at * batches): 0.1 for at in DROPS})
+    tx = p2t.laperm(optax.adam(rate), k, error_feedback=m)
+    state, key = training.initial_state(NETWORK, tx, images, 0), jax.random.key(0)
+    chunk = training.training_chunk(NETWORK, tx, images.prepare)
+    accuracy_of = training.evaluation(NETWORK, images.prepare)
+    now, moved, accuracy = training.exact(state.params, state.opt_state), [], []
+    for done in range(0, batches, k):
+        indices = training.mini_batches(len(images.train_images), 64, 0, done, done + k)
+        state, _ = chunk(state, images.train_images, images.train_labels, indices, key)
+        before, now = now, training.exact(state.params, state.opt_state)
+        kernels = [(before[layer]["kernel"], now[layer]["kernel"]) for layer in now]
+        changed = sum(int((a != b).sum()) for a, b in kernels)
+        moved.append(round(changed / sum(a.size for a, _ in kernels), 5))
+        accuracy.append(round(accuracy_of(state, images.test_images, images.test_labels), 4))
+    return {"k": k, "moved": moved, "accuracy": accuracy}
+
+
+def tables(record: Record):
+    rows = [
+        [name, *(spread(record.last(f"{title}, {name}")) for title in DATA.values()),
+         *(versus_adam(record, title, name) for title in DATA.values())]
+        for name in CONTENDERS
+    ]  # fmt: skip
+    header = [f"after {BATCHES:,} mini-batches", *DATA.values(),
+              *(f"{title}, minus Adam" for title in DATA.values())]  # fmt: skip
+    return {
+        "error_feedback": table(header, rows),
+        "error_feedback-search": search_table(Record.load(SEARCH)),
+    }
+
+
+def versus_adam(record, title, name):
+    """The difference of the means, in points."""
+    ours, adams = (record.last(f"{title}, {which}") for which in (name, "Adam"))
+    if name == "Adam" or not len(ours) or not len(adams):
+        return ""
+    return f"{100 * (ours.mean() - adams.mean()):+.2f}"
+
+
+def search_table(record):
+    rows = []
+    for name in CONTENDERS if "trials" in record.contents else ():
+        made, best = trials(record, name), winner(record, name)
+        rows.append(
+            [
+                name,
+                str(len(made)),
+                spread([*made[0]["accuracy"].values()]),
+                spread([*best["accuracy"].values()]),
+                ", ".join(f"{what} {value}" for what, value in best["hyperparameters"].items()),
+            ]
+        )
+    header = ["", "trials", "default hyperparameters", "the best", "its hyperparameters"]
+    return table(header, rows)
+
+
+def overview(record: Record):
+    return [
+        [f"fully connected, {title}, {name}", "", record.last(f"{title}, {name}")]
+        for title in DATA.values()
+        for name in CONTENDERS
+    ]
+
+
+def draw(record: Record):
+    return {"accuracy": draw_curves(record), "numbness": draw_numbness(record)}
+
+
+def draw_curves(record):
+    """Test errors of every contender on both data sets."""
+    figure, axs = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+    limits = {"MNIST": (0.015, 0.2), "Fashion-MNIST": (0.1, 0.5)}
+    for ax, letter, title in zip(axs, "ab", DATA.values(), strict=True):
+        for way in WAYS:
+            for k, line in zip(SYNC_PERIODS, (":", "-", "--"), strict=True):
+                name = f"{way}, k = {k}"
+                figures.curve(ax, record, f"{title}, {name}", way, name, error=True, linestyle=line)
+        figures.curve(ax, record, f"{title}, Adam", "Adam", "Adam", error=True)
+        figures.error_axis(ax, *limits[title])
+        ax.set(title=f"({letter}) {title}", xlim=(0, BATCHES))
+    axs[0].get_legend().remove()
+    axs[1].legend(loc="upper right", fontsize="small")
+    return figure
+
+
+def draw_numbness(record):
+    """5.2.1's "reacted numbly", explained: weights moved, and errors, as the rate falls."""
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(9, 6), layout="constrained", sharex=True, height_ratios=[1, 1]
+    )
+    for way in WAYS:
+        found = record.measured(way)
+        if found is None:
+            continue
+        at = found["k"] * np.arange(1, len(found["moved"]) + 1)
+        style = {"color": plots.COLORS[way], "label": way}
+        above.plot(at, found["moved"], **style)
+        below.plot(at, 1 - np.array(found["accuracy"]), **style)
+    for ax in (above, below):
+        for drop in DROPS:
+            ax.axvline(drop * BATCHES, color="0.6", linewidth=0.8)
+    above.set(yscale="log", ylabel="weights that a synchronization moves")
+    above.set_title("784-500-300-10 on MNIST, k = 10; the learning rate falls at the grey lines")
+    figures.error_axis(below, 0.015, 0.2)
+    below.set(xlabel="mini-batches", ylabel="test error", xlim=(0, BATCHES))
+    above.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -130,7 +130,7 @@ def _size_quantiles(confidence: jax.Array, shares: jax.Array) -> jax.Array:
 
     def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
-        middle = (low + high) / 2
+        middle: jax.Array = (low + high) / 2
         below = is_below(middle)
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
@@ -139,7 +139,8 @@ def _size_quantiles(confidence: jax.Array, shares: jax.Array) -> jax.Array:
     bounds = (jnp.zeros_like(shares), highest)
     steps: int = jnp.finfo(shares.dtype).nmant + 4
     low, high = jax.lax.fori_loop(0, steps, halve, bounds)
-    return (low + high) / 2
+    middles: jax.Array = (low + high) / 2
+    return middles
 
 
 def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) -> Initializer:
@@ -205,7 +206,7 @@ def _shuffled(key: jax.Array, rows: jax.Array, shape: Any) -> jax.Array:
     rows = jnp.broadcast_to(rows, (shape[-1], rows.shape[1]))
     sharding: Any = jax.typeof(rows).sharding
     out_sharding = sharding if any(sharding.spec) else None  # explicit mesh axes
-    shuffled = jax.random.permutation(
+    shuffled: jax.Array = jax.random.permutation(
         key, rows, axis=1, independent=True, out_sharding=out_sharding
     )
     return shuffled.T.reshape(shape)

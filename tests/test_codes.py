@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from hypothesis import assume, given, settings
@@ -150,39 +149,21 @@ class TestRoundTrip:
         assert from_codes(to_codes({})) == {}
 
 
-def test_numpy_alone_computes_the_logits_of_a_network_that_laperm_trained():
+def test_numpy_alone_computes_the_logits_of_a_network():
     images = np.random.default_rng(0).random((16, 30), np.float32)
-    params = [
-        {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1])} for shape in [(30, 8), (8, 4)]
-    ]
-    params = initial = p2t.reinitialize(0, params, kaiming(values=4))
+    params = [{"kernel": jnp.zeros((n, m)), "bias": jnp.arange(m)} for n, m in [(30, 8), (8, 4)]]
+    params = p2t.reinitialize(0, params, kaiming(values=4))
 
-    def logits(params, x, relu):
-        x = relu(x @ params[0]["kernel"] + params[0]["bias"])
+    def logits(params, x):
+        x = (x @ params[0]["kernel"] + params[0]["bias"]).clip(0)
         return x @ params[1]["kernel"] + params[1]["bias"]
 
-    tx = p2t.laperm(optax.adam(1e-2), 2)
-    state = tx.init(params)
-    step = jax.jit(
-        lambda params, state: tx.update(
-            jax.grad(lambda p: (logits(p, images, jax.nn.relu)[:, 0] ** 2).sum())(params),
-            state, params,
-        )
-    )  # fmt: skip
-    for _ in range(4):
-        updates, state = step(params, state)
-        params = optax.apply_updates(params, updates)
-    final = p2t.permuted_params(state, params)
-    coded = to_codes(final, bits=2)
-    assert p2t.is_permutation(from_codes(coded), initial)
+    coded = to_codes(params, bits=2)
     assert coded[0]["kernel"].codes.nbytes == 30 * 8 // 4
     plain = [
         {"kernel": of_codes(layer["kernel"]), "bias": np.asarray(layer["bias"])} for layer in coded
     ]
-    np.testing.assert_allclose(
-        logits(plain, images, lambda x: np.maximum(x, 0)), logits(final, images, jax.nn.relu),
-        rtol=1e-5, atol=1e-6,
-    )  # fmt: skip
+    np.testing.assert_allclose(logits(plain, images), logits(params, images), rtol=1e-5)
 
 
 def coded_with(**parts: Any) -> dict[str, Codes]:

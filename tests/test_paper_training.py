@@ -141,14 +141,25 @@ SCRIPTS = {
         "normal, `kaiming(0.5)`",
         "more confident, `kaiming(0.75)`",
         "double exponential, `kaiming(1)`",
-        "two weights, -c and c",
-        "three weights, -c, 0 and c",
+        "two values, `kaiming(values=2)`",
+        "three values, `kaiming(values=3)`",
         "profiles of a network trained by Adam",
     ],
     "vgg": ["LAPerm, k = 2 to 4"],
     "resnet20": ["LAPerm, k = 2"],
     "local_laperm": [
         f"{what} averaged, k = {k}" for k in (20, 100, 400) for what in ("weights", "gradients")
+    ],
+    "few_values": [
+        f"{title}, {name}"
+        for title in ("MNIST", "Fashion-MNIST")
+        for name in (
+            *(f"LAPerm, {v} values" for v in (2, 3, 4, 8, 16)),
+            "LAPerm, free",
+            "Adam, free",
+            "Adam, binary",
+            "Adam, ternary",
+        )
     ],
     "transformer": [
         f"{optimizer}{which}"

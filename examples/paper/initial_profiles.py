@@ -24,8 +24,8 @@ PROFILES = {
     "normal, `kaiming(0.5)`": p2t.initializers.kaiming(0.5),
     "more confident, `kaiming(0.75)`": p2t.initializers.kaiming(0.75),
     "double exponential, `kaiming(1)`": p2t.initializers.kaiming(1),
-    "two weights, -c and c": p2t.initializers.from_profile([-1.0, 1.0], gain=2**0.5),
-    "three weights, -c, 0 and c": p2t.initializers.from_profile([-1.0, 0.0, 1.0], gain=2**0.5),
+    "two values, `kaiming(values=2)`": p2t.initializers.kaiming(values=2),
+    "three values, `kaiming(values=3)`": p2t.initializers.kaiming(values=3),
 }
 NORMAL, TRAINED = "normal, `kaiming(0.5)`", "profiles of a network trained by Adam"
 ADAM = f"Adam from {NORMAL}"

@@ -63,8 +63,12 @@ def ratio(name: str, value: Any) -> None:
         raise ValueError(f"{name}: must be in (0, 1], got {value}.")
 
 
-def device_index(axis_name: Any) -> jax.Array:
-    """This device's place on an axis of a `pmap`, `shard_map` or `vmap`.
+def device_index(name: str, axis_name: Any) -> jax.Array:
+    """This device's position on an axis of a `pmap`, `shard_map` or `vmap`.
+
+    Args:
+        name: what the argument is called, for the error.
+        axis_name: the axis.
 
     Raises:
         ValueError: If no such axis is bound.
@@ -73,8 +77,8 @@ def device_index(axis_name: Any) -> jax.Array:
         return jax.lax.axis_index(axis_name)
     except NameError:
         raise ValueError(
-            f"axis_name: no axis {axis_name!r} is bound here. Call `update` inside the pmap or "
-            "shard_map that has it, or leave axis_name out."
+            f"{name}: no axis {axis_name!r} is bound here. Call `update` inside the pmap or "
+            f"shard_map that has it, or leave {name} out."
         ) from None
 
 

@@ -10,8 +10,8 @@ import optax
 from p2t_jax import _leaves, _ranking, _updates
 from p2t_jax._host import per_row
 from p2t_jax._host.switch import host_callbacks
-from p2t_jax._laperm import SynchronizeState
 from p2t_jax._sgperm import CyclePermutationState
+from p2t_jax._synchronize import SynchronizeState
 from p2t_jax._vectors import Path, VectorSpec, named_leaves
 
 
@@ -23,10 +23,10 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
     inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
     :math:`\theta = \theta_{sorted}[R(params)]`, or :math:`R(params + e)` with `error_feedback`,
-    between two synchronizations. SGPerm's state has :math:`\theta` itself. With
-    `axis_name`, LAPerm's state has it from a synchronization until the next step; the result then
-    is what all devices agreed on, for parameters without weight vectors, too. Evaluate and save
-    the result, but continue training from `params`.
+    between two synchronizations. SGPerm's state has :math:`\theta` itself. With `average_over`,
+    LAPerm's state has it from a synchronization until the next step; the result then is what all
+    devices agreed on, for parameters without weight vectors, too. Evaluate and save the result,
+    but continue training from `params`.
 
     Args:
         state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in
@@ -117,7 +117,8 @@ def _phi(state: SynchronizeState, params: dict[Path, jax.Array]) -> list[jax.Arr
     for path, param in params.items():
         error = jnp.asarray(errors[path])
         if param.dtype == error.dtype:
-            # They are theta after a synchronization, and their sum with e is z but for rounding.
+            # After a synchronization they are theta, and their sum with e is z but for rounding.
+            # Parameters in half precision are only near theta; e has what is missing.
             error = jnp.where(lookahead_step == 0, 0, error)
         phi.append(param.astype(error.dtype) + _leaves.sharded_like(error, param))
     return phi

@@ -1,49 +1,13 @@
 """LAPerm, lookahead permutation: Algorithm 2 and Section 3 of the paper."""
 
-import functools
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import optax
 
-from p2t_jax import _checks, _leaves, _ranking, _updates
-from p2t_jax._host.internals import is_traced, varying_axes, varying_like
-from p2t_jax._host.switch import host_callbacks
-from p2t_jax._vectors import VectorAxes, VectorSpec
-
-
-class SynchronizeState(NamedTuple):
-    """State of `synchronize`.
-
-    Attributes:
-        sync_step: int32 scalar, the mini-batches seen so far: the argument of a schedule of k.
-        lookahead_step: int32 scalar, i of Algorithm 2: the mini-batches since the last
-            synchronization.
-        theta_sorted: the initial parameters, every weight vector sorted along its axes. Other
-            parameters keep their initial value here, so that this tree mirrors the parameters leaf
-            by leaf, for `optax.tree.map_params` and for shardings.
-        feedback_error: with `error_feedback`, e: what synchronizations have cut off so far, of the
-            shapes of the parameters; float32, or float64 where the parameter is. Zeros for
-            parameters without weight vectors. None without `error_feedback`.
-        theta_synchronized: with `axis_name`, exactly the parameters that all devices agreed on at
-            the last synchronization; before the first one, the initial parameters. None without
-            `axis_name`.
-        vectors: the axes of the weight vectors; static metadata, not an array.
-    """
-
-    sync_step: jax.Array
-    lookahead_step: jax.Array
-    theta_sorted: optax.Params
-    feedback_error: optax.Params | None
-    theta_synchronized: optax.Params | None
-    vectors: VectorAxes
-
-
-jax.export.register_namedtuple_serialization(
-    SynchronizeState, serialized_name="p2t_jax.SynchronizeState"
-)
+from p2t_jax._synchronize import synchronize
+from p2t_jax._vectors import VectorSpec
 
 
 def laperm(
@@ -52,7 +16,7 @@ def laperm(
     *,
     error_feedback: optax.ScalarOrSchedule = 0.0,
     vectors: VectorSpec = "flax",
-    axis_name: Any = None,
+    average_over: Any = None,
     host_callback: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains by lookahead permutation: an optimizer looks ahead, then the weights are reordered.
@@ -94,8 +58,8 @@ def laperm(
         vectors: which axes of a parameter form a weight vector: a rule `(path, leaf) -> axes |
             None`, the name of one ("flax", "equinox", "haiku"), or a (prefix) tree of axes, such as
             `infer_vectors` returns.
-        axis_name: the axis of a `pmap`, `shard_map` or `vmap` whose devices look ahead alone, each
-            on its own mini-batches. Do not average the gradients; the inner states stay local.
+        average_over: the axis of a `pmap`, `shard_map` or `vmap` whose devices look ahead alone,
+            each on its own mini-batches. Do not average the gradients; the inner states stay local.
             A synchronization averages the parameters over the axis, those without weight vectors,
             too: it ranks the mean of :math:`\phi_k`. Nothing else is communicated. If a weight is
             not finite on one device, the mean may be NaN on all; NaN is ranked last. All devices
@@ -114,9 +78,9 @@ def laperm(
             dtype.
         ValueError: If `sync_period` is below 1, `error_feedback` is outside [0, 1], or one of them
             is not a scalar; in `init`, if the tree is empty, no parameter has weight vectors, or a
-            rule does not know a leaf; in `update`, without
-            `params` or with a state that does not match them, if `axis_name` is not bound, or if k
-            may differ between the devices of that axis.
+            rule does not know a leaf; in `update`, without `params` or with a state that does not
+            match them, if `average_over` is not bound, or if k may differ between the devices of
+            that axis.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, p2t_jax as p2t
@@ -143,7 +107,7 @@ def laperm(
             sync_period,
             error_feedback=error_feedback,
             vectors=vectors,
-            axis_name=axis_name,
+            average_over=average_over,
             host_callback=host_callback,
         ),
     )
@@ -158,287 +122,6 @@ def laperm(
         return updates, (_forget(inner_state, sync_state.lookahead_step == 0), sync_state)
 
     return optax.GradientTransformationExtraArgs(chain.init, update_fn)
-
-
-def synchronize(
-    sync_period: optax.ScalarOrSchedule,
-    *,
-    error_feedback: optax.ScalarOrSchedule = 0.0,
-    vectors: VectorSpec = "flax",
-    axis_name: Any = None,
-    host_callback: bool | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""The last transformation of LAPerm's chain: every k steps, it reorders the initial weights.
-
-    In other steps, updates pass unchanged. Every `sync_period` steps, those of the weight vectors
-    become :math:`\theta_{sorted}[R(params + updates)] - params` (Section 3.1). Everything before
-    it in an `optax.chain` is the inner optimizer. It must be the last transformation that changes
-    updates.
-
-    Args:
-        sync_period: see `laperm`.
-        error_feedback: see `laperm`.
-        vectors: see `laperm`.
-        axis_name: see `laperm`.
-        host_callback: see `laperm`.
-
-    Returns:
-        A gradient transformation with a `SynchronizeState`.
-
-    Raises:
-        TypeError: see `laperm`.
-        ValueError: see `laperm`.
-
-    Example:
-        >>> import optax, p2t_jax as p2t
-        >>> tx = optax.chain(
-        ...     optax.clip_by_global_norm(1.0), optax.adam(1e-3), p2t.synchronize(sync_period=20)
-        ... )
-    """
-    _checks.hyperparameter(_check_period, sync_period)
-    _checks.hyperparameter(_check_feedback, error_feedback)
-    # Only a plain number can be known to be 0 wherever `init` runs, inside `jit` as well.
-    remembers = not (isinstance(error_feedback, int | float) and error_feedback == 0)
-
-    @_updates.under_any_switch
-    def init_fn(params: optax.Params) -> SynchronizeState:
-        leaves, axes = _updates.initial(params, vectors)
-        return SynchronizeState(
-            sync_step=jnp.zeros((), jnp.int32),
-            lookahead_step=jnp.zeros((), jnp.int32),
-            theta_sorted=jax.tree.unflatten(
-                jax.tree.structure(params), _sorted(leaves, host_callbacks(host_callback))
-            ),
-            feedback_error=jax.tree.map(_no_error, params) if remembers else None,
-            theta_synchronized=(None if axis_name is None else jax.tree.map(_updates.kept, params)),
-            vectors=axes,
-        )
-
-    @_updates.under_any_switch
-    def update_fn(
-        updates: optax.Updates,
-        state: SynchronizeState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, SynchronizeState]:
-        del extra_args
-        step = _updates.take_apart(updates, state.theta_sorted, state.vectors, params)
-        k = sync_period(state.sync_step) if callable(sync_period) else sync_period
-        _check_period(k)
-        i = state.lookahead_step + 1
-        synchronizes = jnp.asarray(~(i < k))
-        m = error_feedback(state.sync_step) if callable(error_feedback) else error_feedback
-        _check_feedback(m)
-        leaves, agreed = step.moving, jax.tree.leaves(state.theta_synchronized)
-        error = _remembered(state, params, remembers)
-        if axis_name is not None:
-            _check_same_on_all(axis_name, sync_period, synchronizes)
-            leaves = leaves + step.others
-        axes = tuple(leaf.axes for leaf in step.moving)
-        permute = functools.partial(_permute, axes, axis_name, host_callbacks(host_callback))
-        m = jnp.nan_to_num(jnp.clip(jnp.asarray(m, jnp.float32), 0, 1))
-        theta = [leaf.param for leaf in leaves]
-        theta_sorted = [leaf.weights for leaf in step.moving]
-        delta = [_as_promoted(leaf) for leaf in leaves]
-        values = (
-            delta,
-            [
-                # With `axis_name`, the error belongs to the mean, which is the same on all devices.
-                varying_like(error[leaf.number], leaf.weights, m, *([] if axis_name else [u]))
-                for leaf, u in zip(step.moving, delta, strict=False)
-                if error
-            ],
-            [varying_like(agreed[leaf.number], leaf.weights) for leaf in leaves if agreed],
-        )
-        new = _replace_if(permute, synchronizes, values, theta, theta_sorted, m)
-        for whole, parts in zip((step.updates, error, agreed), new, strict=True):
-            for leaf, part in zip(leaves, parts, strict=False):
-                whole[leaf.number] = part
-        return step.tree(step.updates), state._replace(
-            sync_step=optax.safe_increment(state.sync_step),
-            lookahead_step=jnp.where(synchronizes, 0, i),
-            feedback_error=step.tree(error) if error else None,
-            theta_synchronized=step.tree(agreed) if agreed else None,
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-_Lists: TypeAlias = tuple[list[jax.Array], list[jax.Array], list[jax.Array]]
-
-
-def _permute(
-    axes: tuple[_leaves.Axes, ...],
-    axis_name: Any,
-    host_callback: bool,
-    values: _Lists,
-    theta: list[jax.Array],
-    theta_sorted: list[jax.Array],
-    m: jax.Array,
-) -> _Lists:
-    """The updates of a synchronization, the error e after it, and what all devices agree on.
-
-    The latter are parameters, with `axis_name` only: updates differ between devices, and so does
-    the rounding when they are added. In all lists, parameters without weight vectors come last;
-    there is no error of these.
-    """
-    delta, error, agreed = values
-    new = optax.apply_updates(list(map(_widened, theta)) if error else theta, delta)
-    if axis_name is not None:  # The only collective: devices communicate in a synchronization.
-        new = jax.lax.pmean(new, axis_name)
-    n = len(axes)
-    z = [w + _leaves.sharded_like(e, w) for w, e in zip(new, error, strict=False)] or new[:n]
-    z = list(map(varying_like, z, theta_sorted))
-    new[:n] = _ranking.give_ranking(axes, theta_sorted, z, host_callback=host_callback)
-    updates = [
-        varying_like(_leaves.sharded_like(w.astype(u.dtype) - old.astype(u.dtype), old), u)
-        for w, old, u in zip(new, theta, delta, strict=True)
-    ]
-    error = [
-        _cut_off(m, *parts, axis_name) for parts in zip(z, new, theta, updates, error, strict=False)
-    ]
-    return updates, error, [varying_like(w, old) for w, old in zip(new, agreed, strict=False)]
-
-
-def _cut_off(
-    m: jax.Array,
-    z: jax.Array,
-    new: jax.Array,
-    old: jax.Array,
-    update: jax.Array,
-    error: jax.Array,
-    axis_name: Any,
-) -> jax.Array:
-    """What is remembered: m (z - theta), where that is finite."""
-    theta = _widened(new)
-    e = m.astype(z.dtype) * (z - theta)
-    if old.dtype != theta.dtype:
-        # In half precision, old + update may be far from theta: the next look-ahead starts there.
-        lost = theta - _rounded_sum(old, update)
-        e += lost if axis_name is None else jax.lax.pmean(lost, axis_name)
-    e = jnp.where(jnp.isfinite(e), e, 0)
-    return varying_like(_leaves.sharded_like(e, error), error)
-
-
-def _rounded_sum(param: jax.Array, update: jax.Array) -> jax.Array:
-    """`optax.apply_updates`, in float32: XLA may keep more digits of a number that it rounds."""
-    total = _widened(param) + update.astype(jnp.float32)
-    precision = jnp.finfo(param.dtype)
-    return jax.lax.reduce_precision(total, precision.nexp, precision.nmant)
-
-
-def _widened(array: jax.Array) -> jax.Array:
-    """An array in the dtype of the error; complex and integer ones unchanged."""
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        return array
-    return array.astype(_leaves.wide(array.dtype))
-
-
-def _no_error(param: Any) -> Any:
-    """The error at first."""
-    dtype = _leaves.wide(_leaves.dtype_of(param))
-    if isinstance(param, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(param.shape, dtype, sharding=param.sharding)
-    param = jnp.asarray(param)
-    return varying_like(jnp.zeros_like(param, dtype), param)
-
-
-def _remembered(state: SynchronizeState, params: optax.Params, remembers: bool) -> list[Any]:
-    """The error of each parameter; an empty list without error feedback."""
-    if state.feedback_error is None and remembers:
-        raise ValueError(
-            "state: has no feedback_error, which error_feedback needs: it is the state of an "
-            "optimizer without error feedback. Initialize a new one."
-        )
-    if state.feedback_error is None:
-        return []
-    return _leaves.matching("state", state.feedback_error, params)
-
-
-def _check_same_on_all(axis_name: Any, sync_period: Any, synchronizes: jax.Array) -> None:
-    """Refuses a k that may differ between devices: they would wait for each other forever."""
-    devices = varying_axes(_checks.device_index(axis_name))
-    if devices:  # `shard_map` keeps track of what varies between them.
-        differs = bool(devices & varying_axes(synchronizes))
-    elif callable(sync_period):
-        jaxpr = jax.make_jaxpr(sync_period)(jax.ShapeDtypeStruct((), jnp.int32))
-        differs = "axis_index" in str(jaxpr) or any(map(is_traced, jaxpr.consts))
-    else:
-        differs = is_traced(sync_period)
-    if differs:
-        raise ValueError(
-            f"sync_period: must be the same on all devices of axis_name {axis_name!r}, got one "
-            "that may differ: devices would wait for each other forever. Pass a number, or a "
-            "schedule that depends on the step alone, and keep the step counters of the state the "
-            "same on all devices (under shard_map with the spec P())."
-        )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _replace_if(function: Any, predicate: jax.Array, values: Any, *args: Any) -> Any:
-    """`function(values, *args) if predicate else values`, without a copy of the values.
-
-    A `lax.cond` copies what it passes through, in every step. A loop of no turns does not, but it
-    has no derivative in reverse mode; hence the rule below.
-    """
-    if not is_traced(predicate):  # outside of `jit`, a loop would be compiled in every step
-        return function(values, *args) if predicate else values
-
-    def turn(carry: Any) -> Any:
-        again, values = carry
-        return jnp.zeros_like(again), function(values, *args)
-
-    _, values = jax.lax.while_loop(lambda carry: carry[0], turn, (predicate, values))
-    return values
-
-
-@_replace_if.defjvp
-def _replace_if_jvp(function: Any, primals: Any, tangents: Any) -> Any:
-    predicate, *primals = primals
-    _, *tangents = tangents
-    dot = jax.lax.cond(
-        predicate,
-        lambda primals, tangents: jax.jvp(function, primals, tangents)[1],
-        lambda primals, tangents: tangents[0],
-        tuple(primals),
-        tuple(tangents),
-    )
-    return _replace_if(function, predicate, *primals), dot
-
-
-def _as_promoted(leaf: _updates.Moving) -> jax.Array:
-    """The update in the dtype and with the sharding that it has after a synchronization."""
-    dtype = jnp.result_type(leaf.param, leaf.update)
-    # Unlike `astype`, this leaves no weak type behind.
-    update = jax.lax.convert_element_type(leaf.update, dtype)
-    update = _leaves.sharded_like(update, leaf.param)
-    return varying_like(update, leaf.param, leaf.weights)
-
-
-def _check_period(k: Any) -> None:
-    value = _checks.real_scalar("sync_period", k, schedule=True)
-    if value is not None and not value >= 1:
-        raise ValueError(f"sync_period: must be at least 1, got {k}.")
-
-
-def _check_feedback(m: Any) -> None:
-    value = _checks.real_scalar("error_feedback", m, schedule=True)
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"error_feedback: must be in [0, 1], got {m}.")
-
-
-def _sorted(leaves: list[_leaves.Leaf], host_callback: bool) -> list[Any]:
-    if any(isinstance(leaf.array, jax.ShapeDtypeStruct) for leaf in leaves):
-        # Optax optimizers can be initialized with shapes alone, to get those of the state.
-        return [leaf.array for leaf in leaves]
-    copies = [_updates.kept(leaf.array) for leaf in leaves]
-    axes = {i: leaf.axes for i, leaf in enumerate(leaves) if leaf.axes is not None}
-    rows = _ranking.sort(
-        list(axes.values()), [copies[i] for i in axes], host_callback=host_callback
-    )
-    for i, leaf in zip(axes, rows, strict=True):
-        copies[i] = leaf
-    return copies
 
 
 def _forget(inner_state: Any, synchronized: jax.Array) -> Any:

@@ -21,13 +21,14 @@ def gradients(devices):
 
 
 @functools.cache
-def simulated(devices):
+def simulated(devices, m=0.0):
     """The simulation's parameters, and what was agreed on, after every step."""
     leaves, treedef = jax.tree.flatten(PARAMS)
     grads = [jax.tree.leaves(helpers.member(gradients(devices), i)) for i in range(STEPS)]
     run = local_laperm(
-        leaves, treedef.flatten_up_to(AXES), lambda g: np.float32(-0.5) * g, grads, PERIOD
-    )
+        leaves, treedef.flatten_up_to(AXES), lambda g: np.float32(-0.5) * g, grads, PERIOD,
+        m,
+    )  # fmt: skip
     return [
         (treedef.unflatten(params), agreed and treedef.unflatten(agreed)) for params, agreed in run
     ]
@@ -47,10 +48,12 @@ def over_a_mesh(tx, params, check_vma=True):
     Every array has a leading axis, along the devices or, of a step counter, of size 1.
     """
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
-    of_synchronize = jax.eval_shape(tx.init, params)[1]._replace(
+    state = jax.eval_shape(tx.init, params)[1]
+    of_synchronize = state._replace(
         sync_step=P(),
         lookahead_step=P(),
         theta_sorted=P("batch"),
+        feedback_error=None if state.feedback_error is None else P("batch"),
         theta_synchronized=P("batch"),
     )
     specs = P("batch"), of_synchronize

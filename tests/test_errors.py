@@ -255,8 +255,8 @@ def test_is_permutation_of_another_dtype():
 
 
 def test_an_axis_that_is_not_bound_is_refused():
-    tx = OPTIMIZERS["sgperm"](axis_name="batch")
-    with pytest.raises(ValueError, match=r"^axis_name: .*'batch'"):
+    tx = OPTIMIZERS["sgperm"](share_over="batch")
+    with pytest.raises(ValueError, match=r"^share_over: .*'batch'"):
         tx.update(GRADS, tx.init(PARAMS), PARAMS)
 
 

@@ -93,9 +93,15 @@ def main():
     short = parser.parse_args().short
     print(f"JAX {jax.__version__}, NumPy {np.__version__}, {jax.devices()[0]}")
     adam = optax.adam(1e-3)
+    feedback = {
+        f"LAPerm, k = {k}" + m * ", feedback": p2t.laperm(adam, k, error_feedback=float(m))
+        for k in (1, 10)
+        for m in (0, 1)
+    }
     optimizers = {"Adam": adam, "LAPerm, k = 20": p2t.laperm(adam, 20), "SGPerm": p2t.sgperm(0)}
     rounds, steps = (2, 20) if short else (25, 40)
     compare("state donated", optimizers, rounds, steps)
+    compare("state donated, error feedback", {"Adam": adam} | feedback, rounds, steps)
     compare("state not donated", optimizers, rounds, steps, donate=False)
     without_host = {
         "Adam": adam,

@@ -20,7 +20,7 @@ import p2t_jax as p2t
 from common import data, figures, models, training
 from common.experiment import Experiment, mnist, parser, versions
 from common.records import Record, spread, table
-from common.search import search, trials, winner
+from common.search import search, searched, trials, winner
 from p2t_jax import plots
 
 BATCHES, EVERY = 3000, 100
@@ -70,10 +70,8 @@ def main():
     if options.search:
         return search_all(options)
     evaluate_at = range(0, 41, 20) if options.short else range(0, BATCHES + 1, EVERY)
-    searched = Record.load(SEARCH, options.output_dir)
-    if "trials" not in searched.contents:  # a record elsewhere goes with the search of the project
-        searched = Record.load(SEARCH)
-    runs = {name: winner(searched, name)["hyperparameters"] for name in CONTENDERS}
+    made = searched(SEARCH, options.output_dir)
+    runs = {name: winner(made, name)["hyperparameters"] for name in CONTENDERS}
     experiment = Experiment("error_feedback", options, batch_size=64, runs=runs)
     for dataset, title in DATA.items():
         images = mnist(data.load(dataset, options.data_dir))
@@ -130,7 +128,7 @@ def versus_adam(record, title, name):
 
 def search_table(record):
     rows = []
-    for name in CONTENDERS if "trials" in record.contents else ():
+    for name in CONTENDERS if trials(record, "Adam") else ():
         made, best = trials(record, name), winner(record, name)
         rows.append(
             [

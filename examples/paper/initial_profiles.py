@@ -4,7 +4,8 @@
 
 784-500-300-10 on MNIST, LAPerm over Adam (1e-3, k = 20), 3,000 mini-batches, from profiles between
 hesitant and confident, all at Kaiming's scale; from the profiles of a network that Adam has
-trained; and from networks with only two or three different weights.
+trained; and from networks with only two or three different weights. All without error feedback,
+which is the paper's LAPerm, and with it.
 """
 
 import jax
@@ -15,7 +16,6 @@ import p2t_jax as p2t
 from common import data, figures, models, training
 from common.experiment import Experiment, mnist, parser
 from common.records import Record, spread, table
-from p2t_jax import plots
 
 SYNC_PERIOD = 20
 PROFILES = {
@@ -27,9 +27,15 @@ PROFILES = {
     "two values, `kaiming(values=2)`": p2t.initializers.kaiming(values=2),
     "three values, `kaiming(values=3)`": p2t.initializers.kaiming(values=3),
 }
+FEW = tuple(PROFILES)[-2:]
 NORMAL, TRAINED = "normal, `kaiming(0.5)`", "profiles of a network trained by Adam"
 ADAM = f"Adam from {NORMAL}"
 NETWORK = models.MLP((500, 300, 10))
+WAYS = {"LAPerm": 0.0, figures.FEEDBACK: 1.0}
+
+
+def run_name(way, profile):
+    return profile if way == "LAPerm" else f"{profile}, feedback"
 
 
 def main():
@@ -37,7 +43,8 @@ def main():
     evaluate_at = range(0, 41, 20) if options.short else range(0, 3001, 100)
     experiment = Experiment("initial_profiles", options, batch_size=64, sync_period=SYNC_PERIOD)
     mnist_data = mnist(data.load("mnist", options.data_dir))
-    laperm, adam = p2t.laperm(optax.adam(1e-3), SYNC_PERIOD), optax.adam(1e-3)
+    adam = optax.adam(1e-3)
+    laperms = {way: p2t.laperm(adam, SYNC_PERIOD, error_feedback=m) for way, m in WAYS.items()}
 
     for seed in experiment.seeds:
 
@@ -51,16 +58,21 @@ def main():
             )
 
         trained = fit(ADAM, adam, PROFILES[NORMAL])
-        for name, initializer in PROFILES.items():
-            fit(name, laperm, initializer)
         profiles = p2t.profiles.weight_profiles(trained.params)
-        fit(TRAINED, laperm, jax.tree.map(p2t.initializers.from_profile, profiles))
+        of_adam = jax.tree.map(p2t.initializers.from_profile, profiles)
+        for way, laperm in laperms.items():
+            for name, initializer in {**PROFILES, TRAINED: of_adam}.items():
+                fit(run_name(way, name), laperm, initializer)
     experiment.finish()
 
 
 def tables(record: Record):
-    rows = [[name, spread(record.last(name))] for name in (*PROFILES, TRAINED, ADAM)]
-    return {"initial_profiles": table(["initial weights", "test accuracy"], rows)}
+    rows = [
+        [name, *(spread(record.last(run_name(way, name))) for way in WAYS)]
+        for name in (*PROFILES, TRAINED)
+    ]
+    rows.append([ADAM, spread(record.last(ADAM)), ""])
+    return {"initial_profiles": table(["initial weights", *WAYS], rows)}
 
 
 def overview(record: Record):
@@ -72,20 +84,21 @@ def overview(record: Record):
 
 
 def draw(record: Record):
-    """The accuracy at the end of each run, a row of dots for each profile."""
-    figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-    names = [*PROFILES, TRAINED, ADAM]
-    for row, name in enumerate(names):
-        optimizer = "Adam" if name == ADAM else "LAPerm"
-        color, accuracy = plots.COLORS[optimizer], record.last(name)
-        label = f"{optimizer}, seeds and mean" if name in (NORMAL, ADAM) else None
-        style = {"color": color, "alpha": 0.6, "markersize": 5, "label": label}
-        ax.plot(accuracy, [row] * len(accuracy), "o", **style)
-        ax.plot([accuracy.mean()] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2)
-    ax.set_yticks(range(len(names)), [name.replace("`", "") for name in names])
+    """The accuracy at the end of each run, a row of dots for each profile and way."""
+    figure, ax = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    names = [*PROFILES, TRAINED]
+    for way, below in ((figures.FEEDBACK, 0.18), ("LAPerm", -0.18)):
+        for row, name in enumerate(names):
+            if way == "LAPerm" and name in FEW:
+                continue  # so low that all others would be one dot: see the table
+            figures.dots(
+                ax, record.last(run_name(way, name)), row + below, way, way if not row else None
+            )
+    figures.dots(ax, record.last(ADAM), len(names), "Adam", "Adam")
+    ax.set_yticks(range(len(names) + 1), [name.replace("`", "") for name in (*names, ADAM)])
     ax.invert_yaxis()
-    ax.set(xlabel="test accuracy after 3,000 mini-batches", title="LAPerm from eight profiles")
-    ax.legend(loc="center left")
+    ax.set(xlabel="test accuracy after 3,000 mini-batches, seeds and mean")
+    ax.legend(loc="lower left")
     ax.grid(axis="x", alpha=0.3)
     figures.percent(ax.xaxis, decimals=1)
     return {"accuracy": figure}

@@ -22,8 +22,8 @@ PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "devices.md", ROOT / "REA
 PICTURES = ROOT / "docs" / "images" / "results"
 SCRIPTS = (
     "logistic_regression", "fully_connected", "rewiring", "weight_agnostic", "weight_profiles",
-    "initial_profiles", "vgg", "resnet20", "transformer", "local_laperm",
-    "few_values",
+    "initial_profiles", "vgg", "resnet20", "transformer", "local_laperm", "error_feedback",
+    "rewiring_layers", "few_values",
 )  # fmt: skip
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 

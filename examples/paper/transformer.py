@@ -3,23 +3,25 @@
     python examples/paper/transformer.py --data-dir DIR [--seeds 3]
     python examples/paper/transformer.py --data-dir DIR --search [--only LAPerm]
 
-LAPerm, SGPerm and Adam, each with the usual hyperparameters and with the best of `TRIALS`, initial
-weights included. The blocks are one stack of parameters, in which `infer_vectors` finds the weight
-vectors. `--search` makes these trials, as many for each optimizer, on 50,000 training images, and
-judges them by the other 10,000; it does not look at test images.
+LAPerm, without and with error feedback, SGPerm and Adam, each with the usual hyperparameters and
+with the best of `TRIALS`, initial weights included: four of each, and ten of Adam and of LAPerm
+with error feedback, which are compared. The blocks are one stack of parameters, in which
+`infer_vectors` finds the weight vectors. `--search` makes these trials on 50,000 training images,
+and judges them by the other 10,000; it does not look at test images.
 """
 
 import functools
 
 import jax
 import matplotlib.pyplot as plt
+import numpy as np
 import optax
 
 import p2t_jax as p2t
-from common import algorithm_1, data, figures, models, training
+from common import algorithm_1, data, figures, models, records, training
 from common.experiment import Experiment, mnist, parser, versions
 from common.records import Record, spread, table
-from common.search import THE_PAPERS, trials, winner
+from common.search import THE_PAPERS, searched, trials, winner
 from p2t_jax import plots
 
 BATCHES, EVERY, BATCH = 1000, 100, 128
@@ -31,7 +33,7 @@ FLAX = {"gain": 1.0, "confidence": 0.5}
 SGPERM = {"lower": "smallest", "alpha_0": 0.156, "alpha_min": 0.00271, "beta_1": 0.99544,
           "lambda_0": 0.258, "lambda_max": 0.902, "beta_2": 1.00403, "momentum": 0.9}  # fmt: skip
 ADAM = {"rate": 3e-3, "last_rate": 3e-4, "warmup": 100, "b2": 0.99}
-# Chosen by hand, one after the other. The first of each are the usual ones.
+# Chosen by hand, one after the other, but for the drawn ones. The first of each are the usual ones.
 TRIALS = {
     "LAPerm": [
         {"rate": 1e-3, "last_rate": 1e-3, "warmup": 0, "b2": 0.999,
@@ -56,6 +58,28 @@ TRIALS = {
 }  # fmt: skip
 
 
+def drawn(number):
+    """A random trial: of Adam's, and of the sync period and the initial weights."""
+    rng = np.random.default_rng([2, number])
+
+    def between(low, high):
+        return float(f"{np.exp(rng.uniform(np.log(low), np.log(high))):.3g}")
+
+    rate = between(1e-3, 6e-3)
+    adam = {"rate": rate, "last_rate": float(f"{rate * between(0.01, 0.3):.3g}"), "warmup": 100,
+            "b2": float(rng.choice([0.99, 0.999])), "gain": between(0.7, 1.4),
+            "confidence": float(rng.choice([0.0, 0.5, 1.0]))}  # fmt: skip
+    first = int(rng.choice([5, 10, 20, 50]))
+    return adam, {"first_k": first, "last_k": first}
+
+
+# The four trials of Adam's, six random ones, and the same inner Adam in LAPerm.
+TRIALS["Adam"] += [drawn(number)[0] for number in range(6)]
+TRIALS[figures.FEEDBACK] = [
+    trial | {"first_k": 20, "last_k": 20} for trial in TRIALS["Adam"][:4]
+] + [adam | k for adam, k in map(drawn, range(6))]
+
+
 @functools.cache
 def vectors():
     """Where the weight vectors are, found by tracing the network; nothing is computed."""
@@ -74,10 +98,10 @@ def adam(seed, rate, last_rate, warmup, b2):
     return optax.adam(schedule, b2=b2)
 
 
-def laperm(seed, first_k, last_k, **inner):
+def laperm(seed, first_k, last_k, error_feedback=0.0, **inner):
     """LAPerm over that Adam; k goes exponentially from its first value to its last."""
     k = optax.exponential_decay(first_k, BATCHES, last_k / first_k)
-    return p2t.laperm(adam(seed, **inner), k, vectors=vectors())
+    return p2t.laperm(adam(seed, **inner), k, error_feedback=error_feedback, vectors=vectors())
 
 
 def sgperm(seed, rate, **hyperparameters):
@@ -90,7 +114,12 @@ def sgperm(seed, rate, **hyperparameters):
     return optax.partition({"permuted": permuted, "free": optax.adam(rate)}, groups)
 
 
-OPTIMIZERS = {"LAPerm": laperm, "SGPerm": sgperm, "Adam": adam}
+OPTIMIZERS = {
+    "LAPerm": laperm,
+    figures.FEEDBACK: functools.partial(laperm, error_feedback=1.0),
+    "SGPerm": sgperm,
+    "Adam": adam,
+}
 
 
 def start_of(optimizer, images, seed, gain, confidence, **hyperparameters):
@@ -130,15 +159,16 @@ def search(options):
             print(optimizer, hyperparameters, accuracy, flush=True)
 
 
-def runs():
+def runs(folder=records.FOLDER):
     """The hyperparameters of all runs, by name."""
-    searched = Record.load(SEARCH)
+    record = searched(SEARCH, folder)
     return {
         name: hyperparameters
         for optimizer in TRIALS
+        if trials(record, optimizer)
         for name, hyperparameters in (
             (optimizer, TRIALS[optimizer][0]),
-            (f"{optimizer}, searched", winner(searched, optimizer)["hyperparameters"]),
+            (f"{optimizer}, searched", winner(record, optimizer)["hyperparameters"]),
         )
     }
 
@@ -151,11 +181,12 @@ def main():
     if options.search:
         return search(options)
     evaluate_at = range(0, 7, 3) if options.short else range(0, BATCHES + 1, EVERY)
-    experiment = Experiment("transformer", options, batch_size=BATCH, runs=runs())
+    chosen = runs(options.output_dir)
+    experiment = Experiment("transformer", options, batch_size=BATCH, runs=chosen)
     images = mnist(data.load("fashion_mnist", options.data_dir))
-    for name in options.only or runs():
+    for name in options.only or chosen:
         for seed in experiment.seeds:
-            tx, start = start_of(name.split(",")[0], images, seed, **runs()[name])
+            tx, start = start_of(name.split(",")[0], images, seed, **chosen[name])
             experiment.fit(
                 name, NETWORK, tx, images, seed,
                 start=start, evaluate_at=evaluate_at, batch_size=BATCH, vectors=vectors(),
@@ -169,14 +200,14 @@ def tables(record: Record):
         for name in TRIALS
     ]
     header = [f"test accuracy after {BATCHES:,} mini-batches", "the usual", "searched"]
-    searched = Record.load(SEARCH)
+    record = Record.load(SEARCH)
     made = [
         [
             name, spread([*trial["accuracy"].values()]),
             ", ".join(f"{what} {value}" for what, value in trial["hyperparameters"].items()),
         ]
         for name in TRIALS
-        for trial in trials(searched, name)
+        for trial in trials(record, name)
     ]  # fmt: skip
     return {
         "transformer": table(header, rows),
@@ -205,9 +236,9 @@ def draw(record: Record):
     left.set(title="(a) test images, three seeds", xlim=(0, BATCHES))
     left.legend(loc="upper right")
 
-    searched = Record.load(SEARCH)
+    record = Record.load(SEARCH)
     for name in TRIALS:
-        errors = [1 - done["accuracy"]["0"] for done in trials(searched, name)]
+        errors = [1 - done["accuracy"]["0"] for done in trials(record, name)]
         style = {"color": plots.COLORS[name], "linewidth": 0.6, "label": name}
         right.plot(range(1, len(errors) + 1), errors, "o-", **style)
     figures.error_axis(right, 0.12, 0.5)

@@ -1,6 +1,7 @@
 """The authors' follow-up, "Train by Reconnect" (NeurIPS 2020), Section 5.5: one weight for all.
 
     python examples/paper/weight_agnostic.py --data-dir DIR [--seeds 5]
+    python examples/paper/weight_agnostic.py --data-dir DIR --search TRIALS
 
 Every weight is zero or one shared value, so all that LAPerm can learn is where the connections are.
 F1 is 784-10 with {0, 0.08}, of which 4/7 are connections; F2 is 784-128-64-10 with {0, 0.03}, of
@@ -12,6 +13,9 @@ two-valued weights, and synchronization undoes most of that. Here k = 1: a conne
 as gradients averaged over about a hundred mini-batches (b1 = 0.99) request it strongly enough. And
 the logits are multiplied before the softmax: with such small weights they are nearly equal, so the
 gradient hardly depends on whether the answer is right.
+
+With error feedback none of that is needed: plain Adam, whose learning rate, decay and k are the
+best of `TRIALS` random ones on the same held-back images (`--search`).
 """
 
 from typing import NamedTuple
@@ -22,9 +26,10 @@ import numpy as np
 import optax
 
 import p2t_jax as p2t
-from common import data, figures, models, training
-from common.experiment import Experiment, mnist, parser
+from common import data, figures, models, records, training
+from common.experiment import Experiment, mnist, parser, versions
 from common.records import Record, spread, table
+from common.search import searched, trials, winner
 
 BATCH, EVERY = 128, 250
 
@@ -47,6 +52,7 @@ class Training(NamedTuple):
     b1: float = 0.9
     l2: tuple[float, ...] = (0.0,)  # of each layer
     logit_scale: float = 1.0
+    error_feedback: float = 0.0
 
 
 F1 = Network((10,), 0.08, (4 / 7,), 10)
@@ -57,6 +63,8 @@ RUNS = {
     "F2, k = 250": (F2, Training(250, 1e-3, 0.95, l2=(1e-4, 1e-4, 0.0))),
     "F2, k = 1": (F2, Training(1, 0.3, 0.8, b1=0.99, logit_scale=1000.0)),
 }
+NETWORKS = {"F1, feedback": F1, "F2, feedback": F2}
+SEARCH = "weight_agnostic_search"  # its record
 PUBLISHED = {"F1": 0.8546, "F2": 0.7814}  # the best moment of one run, with k = 250
 
 
@@ -73,27 +81,85 @@ def optimizer(how, per_epoch):
         # Keras adds l2 * w^2 to the loss, whose gradient is 2 * l2 * w.
         decay = {2 * l2: optax.add_decayed_weights(2 * l2) for l2 in set(how.l2)}
         adam = optax.chain(optax.partition(decay, layers(2 * l2 for l2 in how.l2)), adam)
-    return p2t.laperm(adam, how.sync_period)
+    return p2t.laperm(adam, how.sync_period, error_feedback=how.error_feedback)
+
+
+def prepared(network, how, images, seed):
+    """The model, the optimizer, and the state that training starts from."""
+    model = models.MLP(network.features, use_bias=False, logit_scale=how.logit_scale)
+    tx = optimizer(how, len(images.train_images) // BATCH)
+
+    def shared(key, params):
+        params = p2t.reinitialize(key, params, p2t.initializers.from_profile([network.weight]))
+        return p2t.prune(jax.random.fold_in(key, 0), params, layers(network.keep))
+
+    return model, tx, training.initial_state(model, tx, images, seed, adapt=shared)
+
+
+def random_training(rng):
+    """Plain Adam with error feedback."""
+    return Training(
+        sync_period=int(rng.choice([1, 3, 10, 30])),
+        learning_rate=float(f"{10 ** rng.uniform(-4, -1.5):.3g}"),
+        decay=round(float(rng.uniform(0.7, 1.0)), 3),
+        error_feedback=1.0,
+    )
+
+
+def search(options):
+    """Random hyperparameters, the same for both networks, a sixth of the images held back."""
+    dataset = data.load("mnist", options.data_dir)
+    held_back = mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
+    record = Record.load(SEARCH, options.output_dir)
+    record.contents = {"experiment": SEARCH, "versions": versions(), "trials": []} | record.contents
+    for name, network in NETWORKS.items():
+        for number in range(len(trials(record, name)), options.search):
+            how = random_training(np.random.default_rng([1, number]))
+            model, tx, start = prepared(network, how, held_back, 0)
+            epochs = network.epochs * (len(held_back.train_images) // BATCH)
+            run = training.fit(
+                model, tx, held_back, start,
+                seed=0, batch_size=BATCH, evaluate_at=[5 if options.short else epochs],
+            )  # fmt: skip
+            accuracy = {"0": round(float(run.accuracy[-1]), 4)}
+            found = {"optimizer": name, "hyperparameters": how._asdict(), "accuracy": accuracy}
+            record.contents["trials"].append(found)
+            record.save(SEARCH, options.output_dir)
+            print(found, flush=True)
+
+
+def with_feedback(folder=records.FOLDER):
+    """The runs with error feedback, if they have been searched for."""
+    record = searched(SEARCH, folder)
+    return {
+        name: (network, Training(**winner(record, name)["hyperparameters"]))
+        for name, network in NETWORKS.items()
+        if trials(record, name)
+    }
 
 
 def main():
-    options = parser(__doc__, seeds=5).parse_args()
+    options = parser(__doc__, seeds=5)
+    options.add_argument("--search", type=int, metavar="TRIALS", help="search hyperparameters")
+    options.add_argument("--only", nargs="+", metavar="NAME", help="only these runs, by name")
+    options = options.parse_args()
+    if options.search:
+        return search(options)
     mnist_data = mnist(data.load("mnist", options.data_dir))
     per_epoch = len(mnist_data.train_images) // BATCH
-    hyperparameters = {name: (n._asdict(), t._asdict()) for name, (n, t) in RUNS.items()}
+    runs = RUNS | with_feedback(options.output_dir)
+    hyperparameters = {
+        # What a run does not use is left out, as in records that are older than it.
+        name: (n._asdict(), {k: v for k, v in t._asdict().items() if k != "error_feedback" or v})
+        for name, (n, t) in runs.items()
+    }
     experiment = Experiment("weight_agnostic", options, batch_size=BATCH, runs=hyperparameters)
 
-    for name, (network, how) in RUNS.items():
-        model = models.MLP(network.features, use_bias=False, logit_scale=how.logit_scale)
-        tx = optimizer(how, per_epoch)
+    for name in options.only or runs:
+        network, how = runs[name]
         steps = 2 * EVERY if options.short else network.epochs * per_epoch
-
-        def shared(key, params, network=network):
-            params = p2t.reinitialize(key, params, p2t.initializers.from_profile([network.weight]))
-            return p2t.prune(jax.random.fold_in(key, 0), params, layers(network.keep))
-
         for seed in experiment.seeds:
-            start = training.initial_state(model, tx, mnist_data, seed, adapt=shared)
+            model, tx, start = prepared(network, how, mnist_data, seed)
             run = experiment.fit(
                 name, model, tx, mnist_data, seed,
                 start=start, batch_size=BATCH, evaluate_at=[*range(0, steps, EVERY), steps],
@@ -106,14 +172,14 @@ def main():
 
 def tables(record: Record):
     rows = []
-    for name, (network, _) in RUNS.items():
+    for name, (network, how) in (RUNS | with_feedback()).items():
         runs = record.runs(name)
         bits = [run["bits per weight, stored"] for run in runs]
         published = f"{PUBLISHED[name[:2]]:.2%}" if "250" in name else ""
         rows.append(
             [
                 f"{name[:2]}, {'-'.join(map(str, (784, *network.features)))}",
-                name.split(" = ")[1],
+                f"{how.sync_period}, feedback" if how.error_feedback else str(how.sync_period),
                 spread(record.last(name)),
                 spread(record.best(name)),
                 published,
@@ -132,7 +198,7 @@ def overview(record: Record):
             f"{PUBLISHED[name[:2]]:.2%} (best)" if "250" in name else "",
             record.last(name),
         ]
-        for name in RUNS
+        for name in (*RUNS, *with_feedback())
     ]
 
 
@@ -145,6 +211,9 @@ def draw(record: Record):
             figures.curve(
                 ax, record, f"{name}, k = {k}", "LAPerm", label, error=True, linestyle=line
             )
+        figures.curve(
+            ax, record, f"{name}, feedback", figures.FEEDBACK, figures.FEEDBACK, error=True
+        )
         figures.paper_line(ax, 1 - PUBLISHED[name], "published, best moment")
         ax.label_outer()
         layers = "-".join(map(str, (784, *network.features)))

@@ -47,6 +47,13 @@ def synchronize(theta_sorted, phi_k, axes):
     return theta
 
 
+def synchronize_with_feedback(theta_sorted, phi_k, e, m, axes):
+    """Not in the paper: what is cut off is remembered, unless it is not finite."""
+    z = phi_k + e
+    theta = synchronize(theta_sorted, z, axes)
+    return theta, np.where(np.isfinite(m * (z - theta)), m * (z - theta), 0)
+
+
 def laperm(theta_0, axes, opt, gradients, k):
     """Yields one weight matrix after every mini-batch; `opt(gradient)` is Opt(f, phi, d)."""
     theta_sorted = sort_weight_vectors(theta_0, axes)

@@ -70,13 +70,21 @@ class Experiment:
 
     def _earlier(self) -> Record:
         earlier = Record.load(self.name, self.folder)
-        same = earlier.contents.get("hyperparameters", self.hyperparameters) == self.hyperparameters
+        same = self._agrees_with(earlier.contents.get("hyperparameters", self.hyperparameters))
         if not same or earlier.contents.get("short", self.options.short) != self.options.short:
             raise SystemExit(
                 f"{self.folder / self.name}.json is a record of other hyperparameters. Remove it, "
                 "or choose another --output-dir."
             )
         return earlier
+
+    def _agrees_with(self, hyperparameters: dict[str, Any]) -> bool:
+        """Whether these are the same, but for runs that only one of both has."""
+        ours, theirs = self.hyperparameters, hyperparameters
+        of_runs = [each.get("runs", {}) for each in (ours, theirs)]
+        common = of_runs[0].keys() & of_runs[1].keys()
+        return all(of_runs[0][name] == of_runs[1][name] for name in common) and {
+            **ours, "runs": None} == {**theirs, "runs": None}  # fmt: skip
 
     def fit(
         self,

@@ -3,6 +3,7 @@
 from typing import Any
 
 import matplotlib.ticker as ticker
+import numpy as np
 
 from common.records import Record
 from p2t_jax import plots
@@ -30,6 +31,14 @@ def curve(ax: Any, record: Record, optimizer: str, color: str, label: str, **sty
     batches, accuracy = record.curves(optimizer)
     if len(accuracy):
         band(ax, batches, accuracy, color, label, **style)
+
+
+def dots(ax: Any, values: Any, row: float, color: str, label: str | None) -> None:
+    """Draw what seeds gave, a dot each, and a line at their mean."""
+    style = {"color": plots.COLORS[color]}
+    ax.plot(values, [row] * len(values), "o", alpha=0.6, markersize=5, label=label, **style)
+    if len(values):
+        ax.plot([np.mean(values)] * 2, [row - 0.17, row + 0.17], linewidth=2, **style)
 
 
 def error_axis(ax: Any, low: float, high: float) -> None:

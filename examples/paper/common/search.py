@@ -8,12 +8,13 @@ the best are then repeated with more seeds, and the best mean wins.
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from common.records import Record
+from common.records import FOLDER, Record
 
 RANDOM_TRIALS, FINALISTS, FINAL_SEEDS = 9, 3, (0, 1, 2)
 
@@ -88,7 +89,14 @@ BOTH = ("SGPerm", "Adam")
 
 def trials(record: Record, optimizer: str) -> list[dict[str, Any]]:
     """Those of an optimizer, in the order in which they were made."""
-    return [done for done in record.contents["trials"] if done["optimizer"] == optimizer]
+    made = record.contents.get("trials", ())
+    return [done for done in made if done["optimizer"] == optimizer]
+
+
+def searched(name: str, folder: Path = FOLDER) -> Record:
+    """The record of a search: that of a folder, or the project's if there is none."""
+    record = Record.load(name, folder)
+    return record if "trials" in record.contents else Record.load(name)
 
 
 def finalists(record: Record, optimizer: str) -> list[dict[str, Any]]:

@@ -317,7 +317,7 @@ def draw(record: Record):
         ax.set(title=f"({letter}) {title}", xlabel="bits a parameter, as codes")
         ax.set_ylabel("test accuracy")
         ax.grid(alpha=0.3)
-    axs[1].legend()
+    figure.legend(*axs[0].get_legend_handles_labels(), loc="outside right center")
     return {"accuracy": figure}
 
 

@@ -33,13 +33,20 @@ from common import cifar, data, figures, models, training
 from common.experiment import Experiment, mnist, parser, versions
 from common.records import Record, spread, table
 from common.search import ADAM, search, trials, winner
+from p2t_jax import plots
 
 BATCHES, EVERY, BATCH, SYNC_PERIOD = 3000, 100, 64, 10
 SEARCH = "few_values_search"  # its record
 VALUES = {f"LAPerm, {v} values": v for v in (2, 3, 4, 8, 16)} | {"LAPerm, free": None}
 QWIX = {f"Adam, Qwix, {bits} bits": bits for bits in (2, 3, 4)}
 CONTENDERS = (*VALUES, "Adam, free", "Adam, binary", "Adam, ternary", *QWIX)
-FAMILIES = ("LAPerm", "Adam, free", "Adam, binary", "Adam, ternary", "Adam, Qwix")
+FAMILIES = (  # with colour and marker
+    ("LAPerm", plots.COLORS[figures.FEEDBACK], "o"),
+    ("Adam, free", plots.COLORS["Adam"], "s"),
+    ("Adam, binary", "black", "v"),
+    ("Adam, ternary", "black", "^"),
+    ("Adam, Qwix", "0.5", "D"),
+)
 MLPS = {"MNIST": "mnist", "Fashion-MNIST": "fashion_mnist"}
 OTHERS = {  # and what they are trained with unless told
     "VGG": ("LAPerm, 2 values", "LAPerm, 3 values", "LAPerm, 16 values", "Adam, free"),
@@ -295,27 +302,25 @@ def overview(record: Record):
 
 
 def draw(record: Record):
-    """Accuracy against bits."""
+    """Accuracy against bits: of codes, and of LAPerm also as `pack` stores it."""
     figure, axs = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+    series = [(family, color, marker, color, record.measured) for family, color, marker in FAMILIES]
+    family, color, marker = FAMILIES[0]
+    series.append((family, color, marker, "none", lambda run: bits_packed(record, run)))
     for ax, letter, title in zip(axs, "ab", MLPS, strict=True):
-        for family, marker in zip(FAMILIES, "osv^D", strict=True):
-            points = [
-                (record.measured(f"{title}, {name}"), record.last(f"{title}, {name}"))
-                for name in CONTENDERS
-                if name.startswith(family) and len(record.last(f"{title}, {name}"))
-            ]
+        for family, color, marker, face, bits_of in series:
+            runs = [f"{title}, {name}" for name in CONTENDERS if name.startswith(family)]
+            points = [(bits_of(run), record.last(run)) for run in runs if bits_of(run)]
             if points:
-                bits, mean = [p[0] for p in points], np.array([p[1].mean() for p in points])
-                around = [[p[1].min() for p in points], [p[1].max() for p in points]]
-                ax.errorbar(
-                    bits, mean, yerr=abs(np.array(around) - mean), fmt=marker, capsize=3,
-                    label=family,
-                )  # fmt: skip
+                mean = np.array([found.mean() for _, found in points])
+                ends = np.array([(found.min(), found.max()) for _, found in points]).T
+                label = family if face == color else f"{family}, by pack"
+                style = {"fmt": marker, "color": color, "mfc": face, "capsize": 3, "label": label}
+                ax.errorbar([bits for bits, _ in points], mean, yerr=abs(ends - mean), **style)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         figures.percent(ax.yaxis, decimals=1)
-        ax.set(title=f"({letter}) {title}", xlabel="bits a parameter, as codes")
-        ax.set_ylabel("test accuracy")
+        ax.set(title=f"({letter}) {title}", xlabel="bits a parameter", ylabel="test accuracy")
         ax.grid(alpha=0.3)
     figure.legend(*axs[0].get_legend_handles_labels(), loc="outside right center")
     return {"accuracy": figure}

@@ -1,6 +1,7 @@
 """Validation of scalar arguments: real numbers, ratios, random keys and names of axes."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,18 @@ def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | Non
     if np.ndim(value):
         raise ValueError(f"{name}: expected a single number, got an array of shape {value.shape}.")
     return None if is_traced(value) else float(value)
+
+
+def whole(name: str, value: Any) -> None:
+    """Refuses a fraction. Arrays of JAX may be one: `optax.inject_hyperparams` makes floats.
+
+    Raises:
+        ValueError: If it is a number of Python or NumPy that is finite and not whole.
+    """
+    if isinstance(value, float | np.generic | np.ndarray):
+        number = float(value)
+        if math.isfinite(number) and not number.is_integer():
+            raise ValueError(f"{name}: must be a whole number, got {value}.")
 
 
 def hyperparameter(check: Callable[[Any], None], value: Any) -> None:

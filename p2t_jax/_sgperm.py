@@ -12,6 +12,7 @@ import optax
 
 from p2t_jax import _checks, _cycles, _leaves, _updates
 from p2t_jax._host import per_row
+from p2t_jax._host.internals import is_traced
 from p2t_jax._host.switch import host_callbacks
 from p2t_jax._vectors import VectorAxes, VectorSpec
 
@@ -49,13 +50,16 @@ def geometric_schedule(init_value: float, rate: float, limit: float) -> optax.Sc
     References:
         Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570v4>`_, 2020, Algorithm 1.
     """
+    numbers: list[Any] = []
     for name, value in (("init_value", init_value), ("rate", rate), ("limit", limit)):
         number = _checks.real_scalar(name, value)
         if number is not None and not number > 0:
             raise ValueError(f"{name}: must be positive, got {value}.")
-    if _checks.real_scalar("rate", rate) == 1:
+        numbers.append(value if number is None else number)  # a product of bytes would overflow
+    init, factor, end = numbers
+    if not is_traced(factor) and factor == 1:
         raise ValueError("rate: must not be 1; a constant needs no schedule.")
-    schedule: optax.Schedule = optax.exponential_decay(init_value * rate, 1, rate, end_value=limit)
+    schedule: optax.Schedule = optax.exponential_decay(init * factor, 1, factor, end_value=end)
     return schedule
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from p2t_jax import _checks, _leaves, _ranking, _updates
@@ -83,6 +84,7 @@ def synchronize(
         ... )
     """
     _checks.hyperparameter(_check_period, sync_period)
+    _checks.whole("sync_period", sync_period)
     _checks.hyperparameter(_check_feedback, error_feedback)
     # Only a plain number can be known to be 0 wherever `init` runs, inside `jit` as well.
     remembers = not (isinstance(error_feedback, int | float) and error_feedback == 0)
@@ -287,6 +289,8 @@ def _check_period(k: Any) -> None:
     value = _checks.real_scalar("sync_period", k, schedule=True)
     if value is not None and not value >= 1:
         raise ValueError(f"sync_period: must be at least 1, got {k}.")
+    if value is not None and value >= 2**31 and jnp.issubdtype(np.asarray(k).dtype, jnp.integer):
+        raise ValueError(f"sync_period: must be below 2**31, the number of steps, got {k}.")
 
 
 def _check_feedback(m: Any) -> None:

@@ -75,8 +75,8 @@ def check_contraction(
         axes = {part.axis for part in origin.dims[mine] if part.total != 1}
         for factor in outer[its]:
             seen.setdefault(factor.axis, set()).update(axes)
-    for factor, axes in seen.items():
-        others = seen.get(factor ^ 1, set())
+    for number, axes in seen.items():
+        others = seen.get(number ^ 1, set())
         if axes and others and axes != others:
             uses.unclear(p, _WHY)
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from p2t_jax._vectors import meaning, together
 from p2t_jax._vectors.equations import rank_of, resized, shape_of
-from p2t_jax._vectors.origins import DATA, DIRECT, GAIN, SUMMED, Origin, Slice, Value, mixed
+from p2t_jax._vectors.origins import DATA, DIRECT, GAIN, SUMMED, Dims, Origin, Slice, Value, mixed
 from p2t_jax._vectors.uses import Uses
 
 
@@ -119,17 +119,51 @@ def _cond(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
 
 
 def _shard_map(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
-    """The body sees shares of the axes: they are whole where all of the share is used."""
+    """The body sees shares of the axes. They are whole where devices exchange what they made."""
     jaxpr = eqn.params["jaxpr"]
-    inner = [
-        resized(v, shape_of(outside), shape_of(inside))
-        for v, outside, inside in zip(ins, eqn.invars, jaxpr.invars, strict=True)
-    ]
+    exchanged = _exchanged(jaxpr)
+    inner = []
+    for value, spec, outside, inside in zip(
+        ins, eqn.params["in_specs"], eqn.invars, jaxpr.invars, strict=True
+    ):
+        share = resized(value, shape_of(outside), shape_of(inside))
+        alone = [i for i, names in enumerate(spec) if names and not {*_names(names)} & exchanged]
+        inner.append(share.mapped(functools.partial(_a_part, alone, shape_of(outside))))
     outs = walk.run(jaxpr, inner)
     return [
         resized(v, shape_of(inside), shape_of(outside))
         for v, inside, outside in zip(outs, jaxpr.outvars, eqn.outvars, strict=True)
     ]
+
+
+def _a_part(dimensions: Sequence[int], full: Sequence[int], dims: Dims) -> Dims:
+    """Dimensions of which a device has a part that it does not share."""
+    return tuple(
+        tuple(part._replace(total=full[i]) if part.size == part.total else part for part in parts)
+        if i in dimensions
+        else parts
+        for i, parts in enumerate(dims)
+    )
+
+
+def _exchanged(jaxpr: Any) -> set[str]:
+    """The axes of the mesh along which a programme communicates."""
+    found: set[str] = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name not in ("axis_index", "pvary"):
+            found.update(_names(eqn.params.get("axis_name", ())))
+            found.update(_names(eqn.params.get("axes", ())))
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                found |= _exchanged(inner) if hasattr(inner, "eqns") else set()
+    return found
+
+
+def _names(names: Any) -> list[str]:
+    """The names of axes of the mesh, of one or several; other axes are numbers."""
+    several = names if isinstance(names, tuple | list) else (names,)
+    return [name for name in several if isinstance(name, str)]
 
 
 def _split(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:

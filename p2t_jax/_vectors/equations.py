@@ -193,7 +193,7 @@ def _dot_general(eqn: Any, ins: list[Value], uses: Uses) -> Value:
         n += len(free)
         places.append(at)
     pairs = list(zip(*contracted, strict=True))
-    return sums.contraction(*ins, pairs, places, shapes, uses)
+    return sums.contraction(ins[0], ins[1], pairs, places, shapes, uses)
 
 
 def _ragged(eqn: Any, ins: list[Value], uses: Uses) -> Value | None:
@@ -217,7 +217,7 @@ def _ragged(eqn: Any, ins: list[Value], uses: Uses) -> Value | None:
         {i: len(free[0]) + j for j, i in enumerate(free[1])},
     ]
     pairs = list(zip(*contracted, strict=True))
-    return sums.contraction(*ins[:2], pairs, places, shapes, uses)
+    return sums.contraction(ins[0], ins[1], pairs, places, shapes, uses)
 
 
 def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
@@ -249,7 +249,7 @@ def resized(value: Value, old: Sequence[int], new: Sequence[int]) -> Value:
 
 
 def _share(parts: tuple[Part, ...], n: int) -> tuple[Part, ...]:
-    if len(parts) == 1 and parts[0].size == parts[0].total:
+    if len(parts) == 1 and parts[0].stride == 1 and parts[0].total in (parts[0].size, n):
         return (Part(parts[0].axis, 1, n, n),)
     return cut(parts)
 

@@ -76,7 +76,10 @@ class Flow:
             known = self._known(name, eqn, ins)
         except (AttributeError, KeyError):  # Another version of JAX may describe it differently.
             known = None
-        return meaning.swallowed(name, ins, outs, self.uses) if known is None else known
+        if known is not None:
+            return known
+        may_sum = name in _MAY_SUM or name.startswith(("cumsum", "reduce_window"))
+        return meaning.swallowed(name, ins, outs, self.uses, may_sum=may_sum)
 
     def _known(self, name: str, eqn: Any, ins: list[Value]) -> list[Value] | None:
         if has_unknown_parameters(name, eqn.params):
@@ -100,6 +103,8 @@ class Flow:
         return ins if name in IDENTITY else None
 
 
+# What a rule knows, but for its parameters, that sums or may have sums in it.
+_MAY_SUM = {*CALLS, *CONTROL, *RULES, *REDUCTIONS}
 # Where values without origins in parameters matter: one-hot encodings, and what has a programme.
 _LOOKED_INTO = {*CALLS, *CONTROL, *RULES, "eq"}
 

@@ -210,13 +210,18 @@ def _end_one(p: int, origin: Origin, depends: bool, uses: Uses) -> None:
         uses.indirect(p, origin.why or "it decides between other values")
 
 
-def swallowed(name: str, ins: Sequence[Value], outs: int, uses: Uses) -> list[Value]:
-    """An operation that is not known: what it does to parameters cannot be told."""
+def swallowed(
+    name: str, ins: Sequence[Value], outs: int, uses: Uses, *, may_sum: bool = False
+) -> list[Value]:
+    """An operation that is not known: what it does to parameters cannot be told.
+
+    `may_sum` tells that it may sum what products with parameters are in it.
+    """
     depends = any(v.depends for v in ins)
     out: dict[int, Origin] = {}
     for value in ins:
         for p, origin in value.parameters:
-            if origin.kind in (PRODUCT, SUMMED) and name.startswith(("cumsum", "reduce_window")):
+            if origin.kind in (PRODUCT, SUMMED) and may_sum:
                 uses.unclear(p, "it is multiplied elementwise, and the products are summed")
             elif origin.kind in CONDITIONAL and value.depends:
                 uses.elementwise(p, origin)

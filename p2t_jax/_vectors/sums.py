@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from p2t_jax._vectors import bilinear
 from p2t_jax._vectors.meaning import elementwise
@@ -61,7 +61,7 @@ def contraction(
     right: Value,
     contracted_dims: Sequence[tuple[int, int]],
     places: bilinear.Places,
-    shapes: tuple[Sequence[int], Sequence[int], Sequence[int]],
+    shapes: Sequence[Sequence[int]],
     uses: Uses,
 ) -> Value:
     """A dot product: sums over pairs of dimensions, one of each side.
@@ -152,7 +152,7 @@ def _looks_up(hot: Dims, pairs: Sequence[tuple[int, int]], shape: Sequence[int])
     return any(hot[its] for _, its in pairs if hot) and all(n in (1, m) for n, m in sizes)
 
 
-def _moved(places: dict[int, int], rank: int, dims: Dims) -> Dims:
+def _moved(places: Mapping[int, int], rank: int, dims: Dims) -> Dims:
     """The dimensions of a side at their places in the result."""
     out: list[tuple[Part, ...]] = [()] * rank
     for i, j in places.items():

@@ -1,11 +1,11 @@
 """Train neural networks by permuting their weights (Qiu & Suda, 2020).
 
 The optimizers `laperm` and `sgperm`, and what a training script needs besides them. Study tools are
-in `initializers`, `permutations`, `profiles`, `sparse`, `storage` and `plots`. The last one
-needs Matplotlib and has to be imported: `import p2t_jax.plots`.
+in `initializers`, `permutations`, `profiles`, `sparse`, `storage`, `codes` and `plots`. The last
+one needs Matplotlib and has to be imported: `import p2t_jax.plots`.
 """
 
-from p2t_jax import initializers, permutations, profiles, sparse, storage
+from p2t_jax import codes, initializers, permutations, profiles, sparse, storage
 from p2t_jax._exact import is_permutation, permuted_params
 from p2t_jax._host.switch import set_host_callback
 from p2t_jax._laperm import laperm
@@ -30,6 +30,7 @@ __all__ = [
     "CyclePermutationState",
     "KeepZerosState",
     "SynchronizeState",
+    "codes",
     "cycle_permutation",
     "equinox_vectors",
     "flax_vectors",

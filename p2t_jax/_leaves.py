@@ -43,6 +43,15 @@ class Leaf(NamedTuple):
         """The path as errors show it."""
         return show(self.path)
 
+    def vector_name(self, row: int) -> str:
+        """One weight vector, as one would index it; `row` counts those of `to_rows`."""
+        assert self.axes is not None
+        shape = self.array.shape
+        sizes = [size for axis, size in enumerate(shape) if axis not in self.axes]
+        others = iter(np.unravel_index(row, sizes))
+        index = [":" if axis in self.axes else str(next(others)) for axis in range(len(shape))]
+        return f"{self.name}[{', '.join(index)}]"
+
 
 def walk(tree: Any, vectors: VectorSpec) -> list[Leaf]:
     """The leaves of a tree of parameters, in the order of `jax.tree.leaves`.

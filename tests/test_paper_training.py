@@ -141,8 +141,8 @@ SCRIPTS = {
         "normal, `kaiming(0.5)`",
         "more confident, `kaiming(0.75)`",
         "double exponential, `kaiming(1)`",
-        "two weights, -c and c",
-        "three weights, -c, 0 and c",
+        "two values, `kaiming(values=2)`",
+        "three values, `kaiming(values=3)`",
         "profiles of a network trained by Adam",
     ],
     "vgg": ["LAPerm, k = 2 to 4"],
@@ -150,6 +150,7 @@ SCRIPTS = {
     "local_laperm": [
         f"{what} averaged, k = {k}" for k in (20, 100, 400) for what in ("weights", "gradients")
     ],
+    "few_values": ["MNIST, LAPerm, 3 values", "MNIST, Adam, ternary"],
     "transformer": [
         f"{optimizer}{which}"
         for optimizer in ("LAPerm", "SGPerm", "Adam")
@@ -159,6 +160,9 @@ SCRIPTS = {
 CIFAR = {
     "vgg": ["--epochs", "2", "--sync-period", "2-4", "--only", "LAPerm, k = 2 to 4"],
     "resnet20": ["--epochs", "2", "--sync-period", "2", "9", "--only", "LAPerm, k = 2"],
+}
+OPTIONS = CIFAR | {
+    "few_values": ["--on", "MNIST", "--only", "LAPerm, 3 values", "Adam, ternary"],
 }
 
 
@@ -175,7 +179,7 @@ def run(monkeypatch, folder, script, *options):
 def test_a_script_runs_to_its_end_and_its_record_can_be_drawn(
     tmp_path, monkeypatch, capsys, script
 ):
-    record = run(monkeypatch, tmp_path, script, *CIFAR.get(script, []))
+    record = run(monkeypatch, tmp_path, script, *OPTIONS.get(script, []))
     assert record.contents["short"]
     runs = record.contents["runs"]
     assert [run["optimizer"] for run in runs] == SCRIPTS[script]

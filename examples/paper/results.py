@@ -27,7 +27,7 @@ PICTURES = ROOT / "docs" / "images" / "results"
 SCRIPTS = (
     "logistic_regression", "fully_connected", "rewiring", "weight_agnostic", "weight_profiles",
     "initial_profiles", "vgg", "resnet20", "transformer", "local_laperm", "error_feedback",
-    "rewiring_layers",
+    "rewiring_layers", "few_values",
 )  # fmt: skip
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 

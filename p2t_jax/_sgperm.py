@@ -12,7 +12,9 @@ import optax
 
 from p2t_jax import _checks, _cycles, _leaves, _updates
 from p2t_jax._host import per_row
-from p2t_jax._host.switch import host_callbacks
+from p2t_jax._host.per_row import permute_vectors
+from p2t_jax._host.permutation import Permutation
+from p2t_jax._host.switch import HostCallback, host_callbacks
 from p2t_jax._vectors import VectorAxes, VectorSpec
 
 Lower: TypeAlias = Literal["mean", "smallest"]
@@ -95,7 +97,7 @@ def sgperm(
     priority: Priority = "nearest",
     vectors: VectorSpec = "flax",
     axis_name: Any = None,
-    host_callback: bool | None = None,
+    host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains by stochastic gradient permutation: each step moves weights along disjoint cycles.
 
@@ -136,8 +138,10 @@ def sgperm(
         axis_name: the axis of a `pmap` or `shard_map` over which parameters are replicated: each
             device then searches its share of the neurons, and the results are gathered. Gradients
             must have been averaged.
-        host_callback: whether the search runs on the host, where it is by far the fastest. False
-            for plain JAX, which can be exported and cached; it draws other partitions of the same
+        host_callback: whether the search runs on the host, where it is by far the fastest: True,
+            through `jax.pure_callback` where that is safe; or "ffi", on CPUs through XLA's FFI,
+            which is faster, and whose programmes can be cached and exported. False for plain JAX,
+            which can be exported for other platforms; it draws other partitions of the same
             distribution. None for the default, see `set_host_callback`.
 
     Returns:
@@ -188,7 +192,7 @@ def cycle_permutation(
     priority: Priority = "nearest",
     vectors: VectorSpec = "flax",
     axis_name: Any = None,
-    host_callback: bool | None = None,
+    host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The last transformation of SGPerm's chain: it turns updates into permutations.
 
@@ -255,10 +259,9 @@ def cycle_permutation(
         operands = _operands(step.moving, jnp.where(lambda_ > 0, alpha, 0), lambda_, state)
         if axis_name is not None:
             operands, whole = _share(axes, operands, axis_name)
-        if host_callbacks(host_callback):
-            permuted = per_row.permute_vectors(search, None, axes, operands[0], *operands)
-        else:
-            permuted = per_row.in_jax(search.in_jax, axes, *operands)
+        permuted = permute_vectors(
+            search, axes, operands[0], *operands, host_callback=host_callbacks(host_callback)
+        )
         if axis_name is not None:
             permuted = _gather(axes, permuted, whole, axis_name)
 
@@ -275,20 +278,25 @@ def cycle_permutation(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Search:
-    """The search on the host. Equal ones do the same, so that programmes are compiled once."""
+class _Search(Permutation):
+    """SGPerm's search. In plain JAX it draws other subsets, and has priority "nearest" only."""
 
     lower: int
     priority: int
 
-    def __call__(self, *blocks: Any) -> None:
+    name = "search"
+    operands = 2  # theta, r
+    numbers = ("float32", "float32", "uint32")  # alpha, lambda, seed
+    same_in_jax = False
+    by_pure_callback = True
+
+    def on_host(self, *blocks: Any) -> None:
         from p2t_jax._host.kernels import cycles  # `import p2t_jax` does not wait for Numba
 
         cycles.search(*blocks, lower=self.lower, priority=self.priority)
 
-    def in_jax(self, *rows: jax.Array) -> jax.Array:
-        """The same in plain JAX, with priority "nearest"."""
-        return _cycles.search(*rows, mean=_LOWER[self.lower] == "mean")
+    def in_jax(self, theta: jax.Array, *operands: jax.Array) -> jax.Array:
+        return _cycles.search(theta, *operands[1:], mean=_LOWER[self.lower] == "mean")
 
 
 def _value(name: str, hyperparameter: Any, step: jax.Array) -> jax.Array:

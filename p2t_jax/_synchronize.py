@@ -10,7 +10,7 @@ import optax
 
 from p2t_jax import _checks, _leaves, _ranking, _updates
 from p2t_jax._host.internals import is_traced, varying_axes, varying_like
-from p2t_jax._host.switch import host_callbacks
+from p2t_jax._host.switch import HostCallback, host_callbacks
 from p2t_jax._replace import replace_if
 from p2t_jax._vectors import VectorAxes, VectorSpec
 
@@ -53,7 +53,7 @@ def synchronize(
     error_feedback: optax.ScalarOrSchedule = 0.0,
     vectors: VectorSpec = "flax",
     axis_name: Any = None,
-    host_callback: bool | None = None,
+    host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The last transformation of LAPerm's chain: every k steps, it reorders the initial weights.
 
@@ -176,7 +176,7 @@ def _given(
 def _synchronized(
     axes: tuple[_leaves.Axes, ...],
     axis_name: Any,
-    host_callback: bool,
+    host_callback: HostCallback,
     given: list[_Change],
     theta: list[jax.Array],
     theta_sorted: list[jax.Array],
@@ -293,7 +293,7 @@ def _check_feedback(m: Any) -> None:
         raise ValueError(f"error_feedback: must be in [0, 1], got {m}.")
 
 
-def _sorted(leaves: list[_leaves.Leaf], host_callback: bool) -> list[Any]:
+def _sorted(leaves: list[_leaves.Leaf], host_callback: HostCallback) -> list[Any]:
     if any(isinstance(leaf.array, jax.ShapeDtypeStruct) for leaf in leaves):
         # Optax optimizers can be initialized with shapes alone, to get those of the state.
         return [leaf.array for leaf in leaves]

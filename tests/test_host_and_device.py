@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import p2t_jax as p2t
-from p2t_jax._host.internals import CALLBACKS_CAN_HANG
+from p2t_jax._host.doors import CALLBACKS_CAN_HANG
 from p2t_jax._host.sharing import cores
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -155,10 +155,10 @@ print("done")
 @pytest.mark.parametrize("weights", [1, 100, 500])
 def test_very_large_parameters_are_done_piecewise(weights, name, monkeypatch):
     """With the limit moved down: every parameter of the suite is as large as that."""
-    from p2t_jax._host import per_row
+    from p2t_jax._host import doors
 
     params, _, exact = helpers.expected(name)
-    monkeypatch.setattr(per_row, "WEIGHTS_PER_CALLBACK", weights)
+    monkeypatch.setattr(doors, "WEIGHTS_PER_CALLBACK", weights)
     tx = helpers.OPTIMIZERS[name]()  # anew, since programmes are compiled once for each
     trained, state = helpers.train_jit(tx)
     helpers.assert_identical(trained, params)

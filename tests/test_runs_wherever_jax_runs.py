@@ -482,7 +482,7 @@ def test_a_step_without_the_host_can_be_exported_for_other_platforms(name):
     def step(leaves):
         return jax.tree.leaves(helpers.step(*treedef.unflatten(leaves), GRADS, tx=tx))
 
-    assert helpers.CALLBACK not in step.lower(leaves).compile().as_text()
+    assert not helpers.doors_in(step.lower(leaves).compile())
     exported = jax.export.export(step, platforms=["cpu", "cuda", "tpu"])(leaves)
     again = jax.export.deserialize(exported.serialize())
     assert_identical(again.call(leaves), step(leaves))
@@ -496,7 +496,7 @@ tx = helpers.OPTIMIZERS[{name!r}]()
 params = {{"kernel": jax.numpy.arange(6.0).reshape(3, 2)}}
 def calls():
     step = jax.jit(lambda params, state: tx.update(params, state, params))
-    return helpers.CALLBACK in step.lower(params, tx.init(params)).compile().as_text()
+    return bool(helpers.doors_in(step.lower(params, tx.init(params)).compile()))
 import p2t_jax as p2t
 by_default = calls()
 p2t.set_host_callback(not by_default)

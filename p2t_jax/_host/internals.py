@@ -17,12 +17,6 @@ from jax.core import Tracer
 from jax.extend.core import Literal, Primitive
 from jax.interpreters import batching, mlir
 
-# A callback of `jax.pure_callback` waits for copies of its operands. Before JAX 0.12 these are made
-# on the threads that callbacks run on, as many as there are cores. So a programme hangs where
-# callbacks occupy all of them: on several CPU devices, or on a single core. Remove, with
-# `direct_callback`, once JAX 0.12 is the oldest supported.
-CALLBACKS_CAN_HANG = jax.__version_info__ < (0, 12)
-
 
 class Placement:
     """On how many devices, and of what kind, a programme that is being lowered will run.
@@ -99,37 +93,6 @@ def primitive(
     mlir.register_lowering(new, lowering(False), cacheable=False)
     mlir.register_lowering(new, lowering(True), platform="cpu", cacheable=False)
     return new
-
-
-def direct_callback(
-    callback: Callable[..., Sequence[Any]], types: Sequence[Any], *args: jax.Array
-) -> list[jax.Array]:
-    """A callback that gets XLA's own buffers, for where `jax.pure_callback` could hang.
-
-    Stands for: what `jax.pure_callback` lowers to. Replaced by: `jax.pure_callback`.
-    """
-    results: list[jax.Array] = _direct_callback_p.bind(
-        *args, callback=callback, types=tuple((x.shape, x.dtype) for x in types)
-    )
-    return results
-
-
-_direct_callback_p = Primitive("direct_callback")
-_direct_callback_p.multiple_results = True
-_direct_callback_p.def_abstract_eval(
-    lambda *avals, callback, types: [avals[0].update(shape=s, dtype=d) for s, d in types]
-)
-
-
-def _lower_direct_callback(context: Any, *args: Any, callback: Any, types: Any) -> Any:
-    del types
-    results, _, _ = mlir.emit_python_callback(
-        context, callback, None, args, context.avals_in, context.avals_out, has_side_effect=False
-    )
-    return results
-
-
-mlir.register_lowering(_direct_callback_p, _lower_direct_callback, cacheable=False)
 
 
 def is_traced(value: Any) -> bool:

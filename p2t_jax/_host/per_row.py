@@ -1,268 +1,115 @@
-"""Running NumPy kernels on the host, on the weight vectors of many parameters at once.
+"""Permuting the weight vectors of many parameters at once: a primitive of JAX.
 
-How a call is made is decided when the programme is lowered. Only then is it known on how many
-devices, and on which kind, the programme will run:
+How it runs is decided when the programme is lowered. Only then is it known on how many devices, and
+on which kind, the programme will run:
 
-- compiled for one device, or running device by device (pmap, shard_map): one `jax.pure_callback`
-  for all parameters together;
-- partitioned by XLA: the same, each device with its share of the vectors. An ordinary callback
-  would gather everything on the first device;
-- where a JAX implementation exists and is faster (ranking, except on a CPU): plain JAX, which XLA
-  partitions.
+- compiled for one device, or running device by device (pmap, shard_map): one call of the host for
+  all parameters together, through one of the `doors`;
+- partitioned by XLA: the same, each device with its share of the vectors. An ordinary call would
+  gather everything on the first device;
+- where JAX does the same and is faster (ranking, except on a CPU): plain JAX, which XLA partitions.
 
-`in_jax` is plain JAX everywhere, for programmes without callbacks.
-
-A kernel finds positions: those that the weights of a vector come from. JAX takes the weights there,
-so that only what decides about the permutation is copied for the host. Derivatives follow the
-permutation, which itself is constant almost everywhere.
+Derivatives follow the permutation, which itself is constant almost everywhere.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpy.typing as npt
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from p2t_jax import _leaves
-from p2t_jax._host import internals
-from p2t_jax._host.sharing import cores, share
+from p2t_jax._host import doors, internals
+from p2t_jax._host.permutation import Permutation, by_operand, compile_for
+from p2t_jax._host.switch import HostCallback
 from p2t_jax._leaves import Axes
-
-Array: TypeAlias = npt.NDArray[Any]
-# On the host: a block of each operand, a block of positions to write, and the range of vectors.
-Kernel: TypeAlias = Callable[..., None]
-# In JAX: from (..., n) arrays of the values and of each operand to the permuted values.
-RowsFunction: TypeAlias = Callable[..., jax.Array]
-
-# Weights per job: enough to hide the cost of a job, few enough to share and to fit in a cache.
-_JOB = 1 << 15
-_SMALL = 1 << 12  # Numbers up to which an operand of a callback is packed with others.
-_TOGETHER = 16  # A kernel copies this many vectors together; a job has a multiple of them.
-# Weights per callback: a callback holds several copies of its operands.
-WEIGHTS_PER_CALLBACK = 1 << 22
 
 
 def permute_vectors(
-    kernel: Kernel,
-    function: RowsFunction | None,
+    permutation: Permutation,
     axes: Sequence[Axes],
     values: Sequence[jax.Array],
     *operands: Sequence[jax.Array],
+    host_callback: HostCallback,
 ) -> list[jax.Array]:
     """Permute the weight vectors of many parameters at once.
 
     Args:
-        kernel: what is done on the host: `kernel(*blocks, out, start, stop)` writes to `out`, of
-            the dtype `position_dtype(n)`, which positions the weights of vectors `start` to `stop`
-            come from: the result is `values[out]`, vector by vector. Blocks are as in
-            `p2t_jax._leaves`. It must be hashable, and kernels that do the same must be equal.
-        function: the same in JAX, from (..., n) arrays to one, on accelerators and in
-            partitioned programmes; None to run the kernel on the host there, too.
+        permutation: how.
         axes: for each parameter, the ascending axes along which its vectors run.
         values: what is permuted, one array for each parameter.
-        *operands: what the permutation depends on, and the kernel gets: lists of as many arrays.
-            They may have other dtypes, and size 1 along the vector axes: one number for each
-            vector.
+        *operands: what the permutation depends on: lists of as many arrays. They may have other
+            dtypes, and size 1 along the vector axes: one number for each vector.
+        host_callback: False for plain JAX everywhere; "ffi" to call the host through XLA's FFI on
+            CPUs.
 
     Returns:
         One array for each parameter, of the shape, dtype and sharding of its values.
     """
     if not values:
         return []
+    if not host_callback:
+        return _in_jax(permutation, axes, values, *operands)
     varying = [internals.varying_like(*leaf) for leaf in zip(values, *operands, strict=True)]
     flat = [leaf for group in (varying, *operands) for leaf in group]
-    return list(_permute(kernel, function, tuple(axes), *flat))
+    return list(_permute(permutation, host_callback == "ffi", tuple(axes), *flat))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _permute(
-    kernel: Kernel, function: Any, axes: tuple[Axes, ...], *flat: jax.Array
+    permutation: Permutation, by_ffi: bool, axes: tuple[Axes, ...], *flat: jax.Array
 ) -> list[jax.Array]:
-    results: list[jax.Array] = _permute_p.bind(*flat, kernel=kernel, function=function, axes=axes)
+    results: list[jax.Array] = _permute_p.bind(
+        *flat, permutation=permutation, by_ffi=by_ffi, axes=axes
+    )
     return results
 
 
 @_permute.defjvp
 def _permute_jvp(
-    kernel: Kernel, function: Any, axes: tuple[Axes, ...], flat: Any, dots: Any
+    permutation: Permutation, by_ffi: bool, axes: tuple[Axes, ...], flat: Any, dots: Any
 ) -> Any:
-    results = _permute(kernel, function, axes, *flat)
-    return results, list(map(_follow, axes, flat, results, dots))
-
-
-def _follow(axes: Axes, values: jax.Array, result: jax.Array, dot: jax.Array) -> jax.Array:
-    """Permute `dot` as `values` were permuted to give `result`: equal values keep their order."""
-    before, after, moved = (_leaves.to_rows(array, axes) for array in (values, result, dot))
-    bits = f"uint{8 * values.dtype.itemsize}"
-    before, after = (
-        jnp.argsort(jax.lax.bitcast_convert_type(x, bits), axis=-1, stable=True)
-        for x in (before, after)
+    """Values and tangents are taken from the same positions: those that positions come from."""
+    values, operands = flat[: len(axes)], flat[len(axes) :]
+    places = list(map(_places, values, axes))
+    # Not of the second order either: positions have no derivative.
+    positions = _permute(permutation, by_ffi, axes, *places, *jax.lax.stop_gradient(operands))
+    return tuple(
+        list(map(_take, arrays, positions, axes)) for arrays in (values, dots[: len(axes)])
     )
-    source = jnp.take_along_axis(before, jnp.argsort(after, axis=-1), axis=-1)
-    moved = jnp.take_along_axis(moved, source, axis=-1)
-    return _leaves.sharded_like(_leaves.from_rows(moved, values.shape, axes), values)
 
 
-def _groups(flat: Sequence[Any], axes: Sequence[Axes]) -> list[Sequence[Any]]:
-    n = len(axes)
-    return [flat[i : i + n] for i in range(0, len(flat), n)]
+def _places(array: jax.Array, axes: Axes) -> jax.Array:
+    """For each weight of an array, its place in its vector."""
+    n = _leaves.vector_length(array.shape, axes)
+    others = [size for axis, size in enumerate(array.shape) if axis not in axes]
+    rows = jnp.broadcast_to(jnp.arange(n, dtype=jnp.uint32), (*others, n))
+    places = _leaves.sharded_like(_leaves.from_rows(rows, array.shape, axes), array)
+    return internals.varying_like(places, array)
 
 
-def in_jax(
-    function: RowsFunction, axes: Sequence[Axes], *operands: Sequence[jax.Array]
+def _take(array: jax.Array, positions: jax.Array, axes: Axes) -> jax.Array:
+    """`w[positions]` for each weight vector w of an array, which may be split between devices."""
+    w, at = (_leaves.to_rows(x, axes) for x in (array, positions))
+    taken = jnp.take_along_axis(w, at.astype(jnp.int32), axis=-1, mode="promise_in_bounds")
+    return _leaves.sharded_like(_leaves.from_rows(taken, array.shape, axes), array)
+
+
+def _flat_in_jax(*flat: jax.Array, permutation: Permutation, axes: Sequence[Axes]) -> Any:
+    return _in_jax(permutation, axes, *by_operand(flat, axes))
+
+
+def _in_jax(
+    permutation: Permutation, axes: Sequence[Axes], *operands: Sequence[jax.Array]
 ) -> list[jax.Array]:
-    """The same as `permute_vectors`, in plain JAX."""
     results = []
     for leaf_axes, *leaf in zip(axes, *operands, strict=True):
-        rows = function(*(_leaves.to_rows(array, leaf_axes) for array in leaf))
+        rows = permutation.in_jax(*(_leaves.to_rows(array, leaf_axes) for array in leaf))
         array = _leaves.from_rows(rows, leaf[0].shape, leaf_axes)
         results.append(_leaves.sharded_like(array, leaf[0]))
     return results
-
-
-def _flat_in_jax(*flat: jax.Array, function: RowsFunction, axes: Sequence[Axes]) -> Any:
-    return in_jax(function, axes, *_groups(flat, axes))
-
-
-def position_dtype(n: int) -> np.dtype[Any]:
-    """The dtype of positions in a vector of n weights."""
-    return np.dtype(np.uint16 if n <= 1 << 16 else np.uint32)
-
-
-def run_on_host(kernel: Kernel, axes: Sequence[Axes], *flat: Array) -> list[Array]:
-    """Find positions for all vectors, shared among threads. No JAX: it could deadlock."""
-    outs, shapes, jobs = [], [], []
-    for leaf_axes, *leaf in zip(axes, *_groups(flat, axes), strict=True):
-        blocks = [_leaves.to_block(array, leaf_axes) for array in leaf]
-        out: Array = np.empty(blocks[0].shape, position_dtype(blocks[0].shape[1]))
-        outs.append(out)
-        shapes.append(leaf[0].shape)
-        outer, n, inner = out.shape
-        step = -(-_JOB // max(1, n) // _TOGETHER) * _TOGETHER
-        jobs += [
-            (blocks, out, start, min(start + step, outer * inner))
-            for start in range(0, outer * inner if n else 0, step)
-        ]
-    share(lambda job: kernel(*job[0], *job[1:]), jobs)
-    return list(map(_leaves.from_block, outs, shapes, axes))
-
-
-def _compile(kernel: Kernel, axes: Sequence[Axes], types: Sequence[Any]) -> None:
-    """Let Numba compile for these dtypes now, not in the first step."""
-    for leaf_axes, values, *operands in zip(axes, *_groups(types, axes), strict=True):
-        n = _leaves.vector_length(values.shape, leaf_axes)
-        _compile_for(kernel, *(x.dtype for x in operands), position_dtype(n))
-
-
-@functools.lru_cache
-def _compile_for(kernel: Kernel, *dtypes: np.dtype[Any]) -> None:
-    kernel(*(np.ones((1, 1, 1), dtype) for dtype in dtypes), 0, 1)
-
-
-def _by_callbacks(
-    *flat: jax.Array, kernel: Kernel, axes: Sequence[Axes], direct: bool
-) -> Sequence[jax.Array]:
-    """Call the host from one device: once for all parameters, and piecewise for very large ones."""
-    call = functools.partial(_by_callback, kernel=kernel, direct=direct)
-    leaves = list(zip(axes, *_groups(flat, axes), strict=True))
-    together = [
-        i for i, (_, values, *_) in enumerate(leaves) if values.size <= WEIGHTS_PER_CALLBACK
-    ]
-    results: dict[int, jax.Array] = {}
-    if together:
-        groups = zip(*(leaves[i][1:] for i in together), strict=True)
-        operands = [x for group in groups for x in group]
-        permuted = call(*operands, axes=[axes[i] for i in together])
-        results = dict(zip(together, permuted, strict=True))
-    for i, (leaf_axes, *leaf) in enumerate(leaves):
-        if i not in results:
-            results[i] = _piecewise(functools.partial(call, axes=[leaf_axes]), leaf_axes, *leaf)
-    return [results[i] for i in range(len(leaves))]
-
-
-def _piecewise(call: Any, axes: Axes, *leaf: jax.Array) -> jax.Array:
-    """`call` for a few vectors at a time, in a loop that overwrites an operand."""
-    shape = leaf[0].shape
-    axis = _leaves.row_axis(shape, axes)
-    pieces = -(-leaf[0].size // WEIGHTS_PER_CALLBACK)
-    if axis is None or shape[axis] < 2:
-        result: jax.Array = call(*leaf)[0]
-        return result
-    size = -(-shape[axis] // pieces)
-    # The operand that is least likely to be needed afterwards: phi or r.
-    over = max(i for i, x in enumerate(leaf[:3]) if (x.shape, x.dtype) == (shape, leaf[0].dtype))
-
-    def write(start: Any, size: int, out: jax.Array) -> jax.Array:
-        operands = [*leaf[:over], out, *leaf[over + 1 :]]
-        piece = call(*(jax.lax.dynamic_slice_in_dim(x, start, size, axis) for x in operands))[0]
-        return jax.lax.dynamic_update_slice_in_dim(out, piece, start, axis)
-
-    whole = shape[axis] // size
-    out = jax.lax.fori_loop(0, whole, lambda i, out: write(i * size, size, out), leaf[over])
-    rest = shape[axis] - whole * size
-    return write(whole * size, rest, out) if rest else out
-
-
-def _by_callback(
-    *flat: jax.Array, kernel: Kernel, axes: Sequence[Axes], direct: bool
-) -> Sequence[jax.Array]:
-    """One call of the host, by `jax.pure_callback` unless that could hang."""
-    values, operands = flat[: len(axes)], flat[len(axes) :]
-    sent, unpack = _pack(operands)
-
-    def callback(*received: Any) -> list[Array]:
-        return run_on_host(kernel, axes, *unpack(received))
-
-    lengths = [_leaves.vector_length(x.shape, a) for x, a in zip(values, axes, strict=True)]
-    types = [
-        jax.ShapeDtypeStruct(x.shape, position_dtype(n))
-        for x, n in zip(values, lengths, strict=True)
-    ]
-    call = internals.direct_callback if direct else jax.pure_callback
-    return list(map(_leaves.take, values, call(callback, types, *sent), axes))
-
-
-def _pack(
-    arrays: Sequence[jax.Array],
-) -> tuple[list[jax.Array], Callable[[Sequence[Any]], list[Array]]]:
-    """Prepares operands for a callback.
-
-    All small arrays of 32-bit numbers are put into one: each operand of a callback costs 50 us.
-    64-bit numbers become pairs of 32-bit ones: JAX reads its 64-bit switch on the thread of the
-    callback, where the user's context manager is not visible.
-
-    Returns the operands to send, and what gives NumPy arrays like `arrays` from what is received.
-    """
-    dtypes = [np.dtype(x.dtype) for x in arrays]
-    sent = [_as_words(x) if x.dtype.itemsize == 8 else x for x in arrays]
-    shapes = [x.shape for x in sent]
-    small = [i for i, x in enumerate(sent) if x.dtype.itemsize == 4 and x.size <= _SMALL]
-    large = [i for i in range(len(sent)) if i not in small]
-    together = [jnp.concatenate([_as_words(sent[i]).ravel() for i in small])] if small else []
-
-    def unpack(received: Sequence[Any]) -> list[Array]:
-        found = {i: np.asarray(x) for i, x in zip(large, received, strict=False)}
-        start = 0
-        for i in small:
-            stop = start + math.prod(shapes[i])
-            found[i] = np.asarray(received[-1])[start:stop].reshape(shapes[i])
-            start = stop
-        views = [found[i].view(dtype) for i, dtype in enumerate(dtypes)]
-        return [
-            x[..., 0] if dtype.itemsize == 8 else x for x, dtype in zip(views, dtypes, strict=True)
-        ]
-
-    return [*(sent[i] for i in large), *together], unpack
-
-
-def _as_words(x: jax.Array) -> jax.Array:
-    """The bits as uint32, in pairs for 64-bit numbers."""
-    return jax.lax.bitcast_convert_type(x, np.uint32)
 
 
 def pad(array: jax.Array, axis: int, multiple: int) -> jax.Array:
@@ -272,7 +119,7 @@ def pad(array: jax.Array, axis: int, multiple: int) -> jax.Array:
 
 
 def _across_devices(
-    *flat: jax.Array, devices: int, kernel: Kernel, axes: Sequence[Axes]
+    *flat: jax.Array, devices: int, permutation: Permutation, by_ffi: bool, axes: Sequence[Axes]
 ) -> list[Any]:
     """Every device of a partitioned programme calls the host with its share of the vectors."""
     # The mesh of the context or of the operands' types; if there is none, a new one.
@@ -299,7 +146,9 @@ def _across_devices(
                 for x, spec in zip(shares, specs, strict=True)
             ]
         results = jax.shard_map(
-            lambda *local: _permute_p.bind(*local, kernel=kernel, function=None, axes=axes),
+            lambda *local: _permute_p.bind(
+                *local, permutation=permutation, by_ffi=by_ffi, axes=axes
+            ),
             in_specs=tuple(specs),
             out_specs=specs[:n],
             check_vma=False,  # a parameter that is a single vector is searched by every device
@@ -319,20 +168,23 @@ def _lower(
     on_cpu: bool,
     types: Sequence[Any],
     *,
-    kernel: Kernel,
-    function: RowsFunction | None,
+    permutation: Permutation,
+    by_ffi: bool,
     axes: Sequence[Axes],
 ) -> Callable[..., Any]:
-    if function is not None and not (placement.per_device and on_cpu):
-        return functools.partial(_flat_in_jax, function=function, axes=axes)
+    if permutation.same_in_jax and not (placement.per_device and on_cpu):
+        return functools.partial(_flat_in_jax, permutation=permutation, axes=axes)
     if not placement.per_device:
         return functools.partial(
-            _across_devices, devices=placement.devices, kernel=kernel, axes=axes
+            _across_devices,
+            devices=placement.devices,
+            permutation=permutation,
+            by_ffi=by_ffi,
+            axes=axes,
         )
-    _compile(kernel, axes, types)
-    crowded = jax.local_device_count("cpu") > 1 or cores() == 1
-    direct = on_cpu and internals.CALLBACKS_CAN_HANG and crowded
-    return functools.partial(_by_callbacks, kernel=kernel, axes=axes, direct=direct)
+    compile_for(permutation, axes, types)
+    door = doors.door(permutation, on_cpu, by_ffi)
+    return functools.partial(door, permutation=permutation, axes=axes)
 
 
 def _batch(*args: jax.Array, axes: Sequence[Axes], **params: Any) -> Any:
@@ -365,5 +217,5 @@ _permute_p = internals.primitive(
     _abstract_eval,
     _batch,
     _lower,
-    static=("kernel", "function", "axes"),
+    static=("permutation", "by_ffi", "axes"),
 )

@@ -1,6 +1,7 @@
 """Validation of scalar arguments: real numbers, ratios, random keys and names of axes."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,18 @@ def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | Non
     return None if is_traced(value) else float(value)
 
 
+def whole(name: str, value: Any) -> None:
+    """Refuses a fraction. Arrays of JAX may be one: `optax.inject_hyperparams` makes floats.
+
+    Raises:
+        ValueError: If it is a number of Python or NumPy that is finite and not whole.
+    """
+    if isinstance(value, float | np.generic | np.ndarray):
+        number = float(value)
+        if math.isfinite(number) and not number.is_integer():
+            raise ValueError(f"{name}: must be a whole number, got {value}.")
+
+
 def hyperparameter(check: Callable[[Any], None], value: Any) -> None:
     """Checks a hyperparameter, or the result of a schedule as far as possible without computing.
 
@@ -63,8 +76,12 @@ def ratio(name: str, value: Any) -> None:
         raise ValueError(f"{name}: must be in (0, 1], got {value}.")
 
 
-def device_index(axis_name: Any) -> jax.Array:
-    """This device's place on an axis of a `pmap`, `shard_map` or `vmap`.
+def device_index(name: str, axis_name: Any) -> jax.Array:
+    """This device's position on an axis of a `pmap`, `shard_map` or `vmap`.
+
+    Args:
+        name: what the argument is called, for the error.
+        axis_name: the axis.
 
     Raises:
         ValueError: If no such axis is bound.
@@ -73,8 +90,8 @@ def device_index(axis_name: Any) -> jax.Array:
         return jax.lax.axis_index(axis_name)
     except NameError:
         raise ValueError(
-            f"axis_name: no axis {axis_name!r} is bound here. Call `update` inside the pmap or "
-            "shard_map that has it, or leave axis_name out."
+            f"{name}: no axis {axis_name!r} is bound here. Call `update` inside the pmap or "
+            f"shard_map that has it, or leave {name} out."
         ) from None
 
 

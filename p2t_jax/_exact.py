@@ -25,10 +25,10 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
     inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
     :math:`\theta = \theta_{sorted}[R(params)]`, or :math:`R(params + e)` with `error_feedback`,
-    between two synchronizations. SGPerm's state has :math:`\theta` itself. With
-    `axis_name`, LAPerm's state has it from a synchronization until the next step; the result then
-    is what all devices agreed on, for parameters without weight vectors, too. Evaluate and save
-    the result, but continue training from `params`.
+    between two synchronizations. SGPerm's state has :math:`\theta` itself. With `average_over`,
+    LAPerm's state has it from a synchronization until the next step; the result then is what all
+    devices agreed on, for parameters without weight vectors, too. Evaluate and save the result,
+    but continue training from `params`.
 
     Args:
         state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in
@@ -94,7 +94,7 @@ def _permuted(
             axes[path], theta[path] = leaf_axes, jnp.asarray(w)
     if isinstance(state, CyclePermutationState):
         return theta
-    phi = _phi(state, {path: jnp.asarray(leaves[path]) for path in theta})
+    phi = _phi(state, {path: _leaves.in_jax(leaves[path]) for path in theta})
     permuted = _ranking.give_ranking(
         list(axes.values()), list(theta.values()), phi, host_callback=host_callbacks(None)
     )
@@ -134,7 +134,8 @@ def is_permutation(
 
     It compares the sorted bit patterns (on a CPU, NumPy sorts them): -0.0 is not 0.0 here, and a
     NaN equals only a NaN of the same bits. It shares no code with the ranking that it checks.
-    Parameters without weight vectors do not matter.
+    Float64 NumPy arrays are compared in float64, whether or not JAX has 64 bits; with a float32
+    array, one is rounded as training rounds it. Parameters without weight vectors do not matter.
 
     Args:
         params: the parameters to check, for instance `permuted_params(state, params)`.
@@ -157,20 +158,22 @@ def is_permutation(
     """
     then = _leaves.matching("initial_params", initial_params, params)
     pairs = [
-        (leaf.axes, jnp.asarray(leaf.array), jnp.asarray(initial))
+        (leaf, initial)
         for leaf, initial in zip(_leaves.walk(params, vectors), then, strict=True)
         if leaf.axes is not None
     ]
-    if any(now.dtype != before.dtype for _, now, before in pairs):
+    if not all(_leaves.fits(initial, leaf.array) for leaf, initial in pairs):
         return jnp.array(False)
+    axes = [leaf.axes for leaf, _ in pairs if leaf.axes is not None]
+    bits = [_leaves.bits(leaf.array, initial) for leaf, initial in pairs]
 
     def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-        axes = [leaf_axes for leaf_axes, _, _ in pairs]
-        bits = list(map(_leaves.bits, leaves))
-        return permute_vectors(_SortBits(), axes, bits, bits, host_callback=host_callbacks(None))
+        return permute_vectors(
+            _SortBits(), axes, leaves, leaves, host_callback=host_callbacks(None)
+        )
 
-    now = sorted_bits([now for _, now, _ in pairs])
-    before = sorted_bits([before for _, _, before in pairs])
+    now = sorted_bits([now for now, _ in bits])
+    before = sorted_bits([before for _, before in bits])
     return jnp.array([jnp.all(a == b) for a, b in zip(now, before, strict=True)]).all()
 
 

@@ -17,7 +17,7 @@ def laperm(
     *,
     error_feedback: optax.ScalarOrSchedule = 0.0,
     vectors: VectorSpec = "flax",
-    axis_name: Any = None,
+    average_over: Any = None,
     host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains by lookahead permutation: an optimizer looks ahead, then the weights are reordered.
@@ -50,7 +50,9 @@ def laperm(
         sync_period: k, the mini-batches between synchronizations, at least 1: an int, a scalar
             array, or a schedule. A schedule is called with the number of mini-batches seen before
             this one; weights are synchronized when the steps since the last synchronization reach
-            its current value. A traced or scheduled k that is below 1 or NaN counts as 1.
+            its current value. A traced or scheduled k that is below 1 or NaN counts as 1. One that
+            is a fraction, from a schedule that grows smoothly or in a JAX array, counts as the next
+            whole number. Infinity never synchronizes.
         error_feedback: m, the fraction of what a synchronization cuts off that is remembered, from
             0 (the default, the paper's) to 1: a number, a scalar array, or a schedule, called like
             that of k. The number 0 needs no state; anything else adds one float32 per weight. What
@@ -59,8 +61,8 @@ def laperm(
         vectors: which axes of a parameter form a weight vector: a rule `(path, leaf) -> axes |
             None`, the name of one ("flax", "equinox", "haiku"), or a (prefix) tree of axes, such as
             `infer_vectors` returns.
-        axis_name: the axis of a `pmap`, `shard_map` or `vmap` whose devices look ahead alone, each
-            on its own mini-batches. Do not average the gradients; the inner states stay local.
+        average_over: the axis of a `pmap`, `shard_map` or `vmap` whose devices look ahead alone,
+            each on its own mini-batches. Do not average the gradients; the inner states stay local.
             A synchronization averages the parameters over the axis, those without weight vectors,
             too: it ranks the mean of :math:`\phi_k`. Nothing else is communicated. If a weight is
             not finite on one device, the mean may be NaN on all; NaN is ranked last. All devices
@@ -78,11 +80,11 @@ def laperm(
         TypeError: If `inner` is not a gradient transformation, or `sync_period` or
             `error_feedback` is not a number; in `init`, if a weight vector is not of a floating
             dtype.
-        ValueError: If `sync_period` is below 1, `error_feedback` is outside [0, 1], or one of them
-            is not a scalar; in `init`, if the tree is empty, no parameter has weight vectors, or a
-            rule does not know a leaf; in `update`, without
-            `params` or with a state that does not match them, if `axis_name` is not bound, or if k
-            may differ between the devices of that axis.
+        ValueError: If `sync_period` is below 1 or a fraction, `error_feedback` is outside [0, 1],
+            or one of them is not a scalar; in `init`, if the tree is empty, no parameter has weight
+            vectors, or a rule does not know a leaf; in `update`, without `params` or with a state
+            that does not match them, if `average_over` is not bound, or if k may differ between
+            the devices of that axis.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, p2t_jax as p2t
@@ -109,7 +111,7 @@ def laperm(
             sync_period,
             error_feedback=error_feedback,
             vectors=vectors,
-            axis_name=axis_name,
+            average_over=average_over,
             host_callback=host_callback,
         ),
     )
@@ -129,8 +131,11 @@ def laperm(
 def _forget(inner_state: Any, synchronized: jax.Array) -> Any:
     """Makes line searches forget the value and gradient at a point that the parameters left."""
 
+    # By type: states and parameters of others may have fields of the same names.
     def remembers(node: Any) -> bool:
-        return {"value", "grad"} <= set(getattr(node, "_fields", ()))
+        return isinstance(
+            node, optax.ScaleByBacktrackingLinesearchState | optax.ScaleByZoomLinesearchState
+        )
 
     def forget(node: Any) -> Any:
         if not remembers(node) or node.value is None:

@@ -53,7 +53,7 @@ def walk(tree: Any, vectors: VectorSpec) -> list[Leaf]:
     """
     axes = vector_axes(vectors, tree)
     return [
-        Leaf(path, leaf, leaf_axes)
+        Leaf(path, native(leaf), leaf_axes)
         for (path, leaf), leaf_axes in zip(named_leaves(tree), axes, strict=True)
     ]
 
@@ -71,19 +71,45 @@ def not_empty(params: Any) -> None:
 
 
 def note_single_weights(leaves: Sequence[Leaf]) -> None:
-    """Warns about weight vectors of one weight, which cannot be permuted. For `init`."""
-    single = [
-        f"{leaf.name} {tuple(leaf.array.shape)}"
-        for leaf in leaves
-        if leaf.axes is not None and vector_length(leaf.array.shape, leaf.axes) == 1
-    ]
-    if single:
+    """Warns about parameters whose vectors have one permutation: of one weight, or of equal ones.
+
+    For `init`. Values are looked at where they are known.
+    """
+    reasons: dict[str, list[str]] = {}
+    for leaf in leaves:
+        if leaf.axes is None:
+            continue
+        if vector_length(leaf.array.shape, leaf.axes) == 1:
+            reason = "have one weight"
+        elif _all_constant(leaf.array, leaf.axes):
+            reason = "have equal weights"
+        else:
+            continue
+        reasons.setdefault(reason, []).append(f"{leaf.name} {tuple(leaf.array.shape)}")
+    if reasons:
+        which = " and those of ".join(f"{', '.join(names)} {why}" for why, names in reasons.items())
         warnings.warn(
-            f"vectors: the weight vectors of {', '.join(single)} have one weight, so they cannot "
-            "be permuted and stay at their initial values. Give them None to train them.",
+            f"vectors: the weight vectors of {which}, so they cannot be permuted and stay at their "
+            "initial values. Give them None to train them, or draw them at random.",
             UserWarning,
             stacklevel=3,
         )
+
+
+def _all_constant(array: Any, axes: Axes) -> bool:
+    """Whether in each vector all weights are identical; False for values that are not known here.
+
+    A layer with some such vectors (dead neurons, zero padding) still trains.
+    """
+    known = isinstance(array, np.ndarray | jax.Array) and not is_traced(array) and array.size
+    if not known or (isinstance(array, jax.Array) and not array.is_fully_addressable):
+        return False
+    xp: Any = jnp
+    if isinstance(array, np.ndarray) or {device.platform for device in array.devices()} == {"cpu"}:
+        xp, array = np, np.asarray(array)  # no copy, and nothing to compile
+    size = f"int{8 * array.dtype.itemsize}"
+    words = array.view(size) if xp is np else jax.lax.bitcast_convert_type(array, size)
+    return bool((words.min(axis=axes) == words.max(axis=axes)).all())
 
 
 def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list[Any]:
@@ -111,7 +137,7 @@ def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list
             continue
         if np.shape(leaf) != np.shape(other) or (dtypes and not fits(other, leaf)):
             raise mismatch(name, path, other, leaf)
-    return leaves
+    return list(map(native, leaves))
 
 
 def entries(name: str, spec: Any, params: Any) -> list[Any]:
@@ -137,8 +163,32 @@ def dtype_of(leaf: Any) -> np.dtype[Any]:
 
 def fits(array: Any, leaf: Any) -> bool:
     """Whether an array has the shape and the dtype of a leaf, as JAX takes it."""
-    dtypes = [jax.dtypes.canonicalize_dtype(dtype_of(x)) for x in (array, leaf)]
-    return np.shape(array) == np.shape(leaf) and dtypes[0] == dtypes[1]
+    dtypes = [_in_jax(dtype_of(x)) for x in (array, leaf)]
+    return np.shape(array) == np.shape(leaf) and bool(dtypes[0] == dtypes[1])
+
+
+def _in_jax(dtype: Any) -> Any:
+    """The dtype that JAX makes of a NumPy array's."""
+    if not isinstance(dtype, np.dtype):  # such as that of a random key
+        return dtype
+    return np.dtype(jax.dtypes.canonicalize_dtype(dtype.newbyteorder("=")))
+
+
+def native(leaf: Any) -> Any:
+    """A NumPy array in the byte order of this machine, as JAX needs it; else the leaf."""
+    if isinstance(leaf, np.ndarray | np.generic) and not leaf.dtype.isnative:
+        return leaf.astype(leaf.dtype.newbyteorder("="))
+    return leaf
+
+
+def too_wide(array: Any) -> bool:
+    """Whether JAX would cast a known array: one of 64 bits, while `jax_enable_x64` is off.
+
+    Tools of study then compute with NumPy, in the dtype of the array.
+    """
+    if is_traced(array) or not isinstance(array, np.ndarray | np.generic | jax.Array):
+        return False
+    return bool(_in_jax(array.dtype).itemsize < array.dtype.itemsize)
 
 
 def wide(dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -147,10 +197,27 @@ def wide(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
 
-def bits(array: Any) -> jax.Array:
-    """The bits of weights as integers: equal only if the weights are identical."""
-    array = jnp.asarray(array)
-    return jax.lax.bitcast_convert_type(array, f"int{8 * array.dtype.itemsize}")
+def in_jax(array: Any) -> jax.Array:
+    """An array as JAX takes it: of 64 bits it makes 32, while `jax_enable_x64` is off."""
+    return jnp.asarray(np.asarray(array) if too_wide(array) else native(array))
+
+
+def bits(one: Any, other: Any) -> tuple[jax.Array, jax.Array]:
+    """Integers for the weights of two arrays: equal only if the weights are identical.
+
+    Weights are compared in the dtype that both have. Training makes float32 of a float64 NumPy
+    array, so where only one of them is that, it is rounded.
+    """
+    if too_wide(one) and too_wide(other):
+        words = np.stack([one, other]).view(f"u{one.dtype.itemsize}")
+        numbers = np.unique(words, return_inverse=True)[1].reshape(words.shape)
+        return jnp.asarray(numbers[0], jnp.int32), jnp.asarray(numbers[1], jnp.int32)
+    first, second = in_jax(one), in_jax(other)
+    dtype = f"int{8 * first.dtype.itemsize}"
+    return (
+        jax.lax.bitcast_convert_type(first, dtype),
+        jax.lax.bitcast_convert_type(second, dtype),
+    )
 
 
 def mismatch(name: str, path: Path, leaf: Any, param: Any) -> ValueError:
@@ -239,7 +306,8 @@ def row_axis(shape: Sequence[int], axes: Axes) -> int | None:
 
 def copy(leaf: Any) -> Any:
     """A copy as a JAX array, so that either may be donated; anything else is returned unchanged."""
-    return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array | np.ndarray) else leaf
+    is_array = isinstance(leaf, jax.Array | np.ndarray)
+    return jnp.array(native(leaf), copy=True) if is_array else leaf
 
 
 def sharded_like(array: jax.Array, other: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import optax
 
 from p2t_jax import _checks, _cycles, _leaves, _updates
 from p2t_jax._host import per_row
+from p2t_jax._host.internals import is_traced
 from p2t_jax._host.per_row import permute_vectors
 from p2t_jax._host.permutation import Permutation
 from p2t_jax._host.switch import HostCallback, host_callbacks
@@ -51,13 +52,16 @@ def geometric_schedule(init_value: float, rate: float, limit: float) -> optax.Sc
     References:
         Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570v4>`_, 2020, Algorithm 1.
     """
+    numbers: list[Any] = []
     for name, value in (("init_value", init_value), ("rate", rate), ("limit", limit)):
         number = _checks.real_scalar(name, value)
         if number is not None and not number > 0:
             raise ValueError(f"{name}: must be positive, got {value}.")
-    if _checks.real_scalar("rate", rate) == 1:
+        numbers.append(value if number is None else number)  # a product of bytes would overflow
+    init, factor, end = numbers
+    if not is_traced(factor) and factor == 1:
         raise ValueError("rate: must not be 1; a constant needs no schedule.")
-    schedule: optax.Schedule = optax.exponential_decay(init_value * rate, 1, rate, end_value=limit)
+    schedule: optax.Schedule = optax.exponential_decay(init * factor, 1, factor, end_value=end)
     return schedule
 
 
@@ -96,7 +100,7 @@ def sgperm(
     lower: Lower = "mean",
     priority: Priority = "nearest",
     vectors: VectorSpec = "flax",
-    axis_name: Any = None,
+    share_over: Any = None,
     host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains by stochastic gradient permutation: each step moves weights along disjoint cycles.
@@ -135,7 +139,7 @@ def sgperm(
             linear in the weights once they are sorted. The others are a plain search of the graph,
             up to quadratic in a subset for each weight: many times slower, and only on the host.
         vectors: which axes of a parameter form a weight vector, see `laperm`.
-        axis_name: the axis of a `pmap` or `shard_map` over which parameters are replicated: each
+        share_over: the axis of a `pmap` or `shard_map` over which parameters are replicated: each
             device then searches its share of the neurons, and the results are gathered. Gradients
             must have been averaged.
         host_callback: whether the search runs on the host, where it is by far the fastest: True,
@@ -153,7 +157,7 @@ def sgperm(
         ValueError: If a hyperparameter is outside (0, 1] or not a scalar, or `lower` or `priority`
             is unknown; in `init`, if the tree is empty, no parameter has weight vectors, or a rule
             does not know a leaf; in `update`, without `params`, with a state that does not match
-            them, or if `axis_name` is not bound.
+            them, or if `share_over` is not bound.
 
     Example:
         >>> import jax.numpy as jnp, optax, p2t_jax as p2t
@@ -177,7 +181,7 @@ def sgperm(
             lower=lower,
             priority=priority,
             vectors=vectors,
-            axis_name=axis_name,
+            share_over=share_over,
             host_callback=host_callback,
         ),
     )
@@ -191,7 +195,7 @@ def cycle_permutation(
     lower: Lower = "mean",
     priority: Priority = "nearest",
     vectors: VectorSpec = "flax",
-    axis_name: Any = None,
+    share_over: Any = None,
     host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The last transformation of SGPerm's chain: it turns updates into permutations.
@@ -207,7 +211,7 @@ def cycle_permutation(
         lower: see `sgperm`.
         priority: see `sgperm`.
         vectors: see `sgperm`.
-        axis_name: see `sgperm`.
+        share_over: see `sgperm`.
         host_callback: see `sgperm`.
 
     Returns:
@@ -257,13 +261,13 @@ def cycle_permutation(
         lambda_ = _value("partition_ratio", partition_ratio, state.sgperm_step)
         axes = [leaf.axes for leaf in step.moving]
         operands = _operands(step.moving, jnp.where(lambda_ > 0, alpha, 0), lambda_, state)
-        if axis_name is not None:
-            operands, whole = _share(axes, operands, axis_name)
+        if share_over is not None:
+            operands, whole = _share(axes, operands, share_over)
         permuted = permute_vectors(
             search, axes, operands[0], *operands, host_callback=host_callbacks(host_callback)
         )
-        if axis_name is not None:
-            permuted = _gather(axes, permuted, whole, axis_name)
+        if share_over is not None:
+            permuted = _gather(axes, permuted, whole, share_over)
 
         new = [None if u is None else jnp.zeros_like(u) for u in step.updates]
         for leaf, theta in zip(step.moving, permuted, strict=True):
@@ -333,10 +337,10 @@ def _operands(
 
 
 def _share(
-    axes: Sequence[_leaves.Axes], operands: Sequence[Sequence[jax.Array]], axis_name: Any
+    axes: Sequence[_leaves.Axes], operands: Sequence[Sequence[jax.Array]], share_over: Any
 ) -> tuple[list[list[jax.Array]], list[tuple[int, ...]]]:
     """This device's share of the weight vectors of each parameter, and the shapes of the whole."""
-    device, devices = _checks.device_index(axis_name), jax.lax.axis_size(axis_name)
+    device, devices = _checks.device_index("share_over", share_over), jax.lax.axis_size(share_over)
     whole = [leaf.shape for leaf in operands[0]]
 
     def share(array: jax.Array, axis: int | None) -> jax.Array:
@@ -354,14 +358,14 @@ def _gather(
     axes: Sequence[_leaves.Axes],
     shares: Sequence[jax.Array],
     whole: Sequence[tuple[int, ...]],
-    axis_name: Any,
+    share_over: Any,
 ) -> list[jax.Array]:
     """The inverse of `_share`: the same parameters on all devices."""
 
     def gather(array: jax.Array, shape: tuple[int, ...], axis: int | None) -> jax.Array:
         if axis is None:
             return array
-        array = jax.lax.all_gather(array, axis_name, axis=axis, tiled=True, to="invarying")
+        array = jax.lax.all_gather(array, share_over, axis=axis, tiled=True, to="invarying")
         return jax.lax.slice_in_dim(array, 0, shape[axis], axis=axis)
 
     return list(map(gather, shares, whole, map(_leaves.row_axis, whole, axes)))

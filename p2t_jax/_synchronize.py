@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from p2t_jax import _checks, _leaves, _ranking, _updates
@@ -28,9 +29,9 @@ class SynchronizeState(NamedTuple):
         feedback_error: with `error_feedback`, e: what synchronizations have cut off so far, of the
             shapes of the parameters; float32, or float64 where the parameter is. Zeros for
             parameters without weight vectors. None without `error_feedback`.
-        theta_synchronized: with `axis_name`, exactly the parameters that all devices agreed on at
-            the last synchronization; before the first one, the initial parameters. None without
-            `axis_name`.
+        theta_synchronized: with `average_over`, exactly the parameters that all devices agreed on
+            at the last synchronization; before the first one, the initial parameters. None without
+            `average_over`.
         vectors: the axes of the weight vectors; static metadata, not an array.
     """
 
@@ -52,7 +53,7 @@ def synchronize(
     *,
     error_feedback: optax.ScalarOrSchedule = 0.0,
     vectors: VectorSpec = "flax",
-    axis_name: Any = None,
+    average_over: Any = None,
     host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The last transformation of LAPerm's chain: every k steps, it reorders the initial weights.
@@ -66,7 +67,7 @@ def synchronize(
         sync_period: see `laperm`.
         error_feedback: see `laperm`.
         vectors: see `laperm`.
-        axis_name: see `laperm`.
+        average_over: see `laperm`.
         host_callback: see `laperm`.
 
     Returns:
@@ -83,6 +84,7 @@ def synchronize(
         ... )
     """
     _checks.hyperparameter(_check_period, sync_period)
+    _checks.whole("sync_period", sync_period)
     _checks.hyperparameter(_check_feedback, error_feedback)
     # Only a plain number can be known to be 0 wherever `init` runs, inside `jit` as well.
     remembers = not (isinstance(error_feedback, int | float) and error_feedback == 0)
@@ -97,7 +99,9 @@ def synchronize(
                 jax.tree.structure(params), _sorted(leaves, host_callbacks(host_callback))
             ),
             feedback_error=jax.tree.map(_no_error, params) if remembers else None,
-            theta_synchronized=(None if axis_name is None else jax.tree.map(_updates.kept, params)),
+            theta_synchronized=(
+                None if average_over is None else jax.tree.map(_updates.kept, params)
+            ),
             vectors=axes,
         )
 
@@ -118,13 +122,13 @@ def synchronize(
         i = state.lookahead_step + 1
         synchronizes = jnp.asarray(~(i < k))
         leaves, agreed = step.moving, jax.tree.leaves(state.theta_synchronized)
-        if axis_name is not None:
-            _check_same_on_all(axis_name, sync_period, synchronizes)
+        if average_over is not None:
+            _check_same_on_all(average_over, sync_period, synchronizes)
             leaves = leaves + step.others
-        given = [_given(leaf, error, agreed, m, axis_name) for leaf in leaves]
+        given = [_given(leaf, error, agreed, m, average_over) for leaf in leaves]
         axes = tuple(leaf.axes for leaf in step.moving)
         synchronized = functools.partial(
-            _synchronized, axes, axis_name, host_callbacks(host_callback)
+            _synchronized, axes, average_over, host_callbacks(host_callback)
         )
         theta = [leaf.param for leaf in leaves]
         theta_sorted = [leaf.weights for leaf in step.moving]
@@ -151,7 +155,7 @@ class _Change(NamedTuple):
     Attributes:
         update: its update.
         error: e after the step; None without error feedback, or for one without weight vectors.
-        agreed: with `axis_name`, the value that all devices agree on; else None. Updates differ
+        agreed: with `average_over`, the value that all devices agree on; else None. Updates differ
             between devices, and so does the rounding when they are added.
     """
 
@@ -161,21 +165,21 @@ class _Change(NamedTuple):
 
 
 def _given(
-    leaf: _updates.Moving, error: list[Any], agreed: list[Any], m: jax.Array, axis_name: Any
+    leaf: _updates.Moving, error: list[Any], agreed: list[Any], m: jax.Array, average_over: Any
 ) -> _Change:
     """The change without a synchronization, of the types that it has after one."""
     update = _as_promoted(leaf)
     e = error[leaf.number] if error and leaf.axes else None
     if e is not None:
-        # With `axis_name`, it belongs to the mean, which is the same on all devices.
-        others = [leaf.weights, m] if axis_name is not None else [leaf.weights, m, update]
+        # With `average_over`, it belongs to the mean, which is the same on all devices.
+        others = [leaf.weights, m] if average_over is not None else [leaf.weights, m, update]
         e = varying_like(e, *others)
     return _Change(update, e, varying_like(agreed[leaf.number], leaf.weights) if agreed else None)
 
 
 def _synchronized(
     axes: tuple[_leaves.Axes, ...],
-    axis_name: Any,
+    average_over: Any,
     host_callback: HostCallback,
     given: list[_Change],
     theta: list[jax.Array],
@@ -188,19 +192,19 @@ def _synchronized(
         optax.apply_updates(p if c.error is None else _widened(p), c.update)
         for p, c in zip(theta, given, strict=True)
     ]
-    if axis_name is not None:  # The only collective: devices communicate in a synchronization.
-        phi = jax.lax.pmean(phi, axis_name)
+    if average_over is not None:  # The only collective: devices communicate in a synchronization.
+        phi = jax.lax.pmean(phi, average_over)
     z = [
         x if c.error is None else x + _leaves.sharded_like(c.error, x)
         for x, c in zip(phi, given, strict=True)
     ]
     z[:n] = map(varying_like, z[:n], theta_sorted)
     new = _ranking.give_ranking(axes, theta_sorted, z[:n], host_callback=host_callback) + z[n:]
-    return [_change(m, axis_name, *leaf) for leaf in zip(z, new, theta, given, strict=True)]
+    return [_change(m, average_over, *leaf) for leaf in zip(z, new, theta, given, strict=True)]
 
 
 def _change(
-    m: jax.Array, axis_name: Any, z: jax.Array, new: jax.Array, old: jax.Array, given: _Change
+    m: jax.Array, average_over: Any, z: jax.Array, new: jax.Array, old: jax.Array, given: _Change
 ) -> _Change:
     """From a parameter to its new value, and what of z is remembered: e = m (z - theta)."""
     dtype = given.update.dtype
@@ -213,7 +217,7 @@ def _change(
             # In half precision, old + update may be far from theta; the next look-ahead starts
             # there.
             lost = theta - _rounded_sum(old, update)
-            error += lost if axis_name is None else jax.lax.pmean(lost, axis_name)
+            error += lost if average_over is None else jax.lax.pmean(lost, average_over)
         error = _leaves.sharded_like(jnp.where(jnp.isfinite(error), error, 0), given.error)
     agreed = None if given.agreed is None else new
     change: _Change = jax.tree.map(varying_like, _Change(update, error, agreed), given)
@@ -253,9 +257,9 @@ def _remembered(state: SynchronizeState, params: optax.Params, remembers: bool) 
     return []
 
 
-def _check_same_on_all(axis_name: Any, sync_period: Any, synchronizes: jax.Array) -> None:
+def _check_same_on_all(average_over: Any, sync_period: Any, synchronizes: jax.Array) -> None:
     """Refuses a k that may differ between devices: they would wait for each other forever."""
-    devices = varying_axes(_checks.device_index(axis_name))
+    devices = varying_axes(_checks.device_index("average_over", average_over))
     if devices:  # `shard_map` keeps track of what varies between them.
         differs = bool(devices & varying_axes(synchronizes))
     elif callable(sync_period):
@@ -265,7 +269,7 @@ def _check_same_on_all(axis_name: Any, sync_period: Any, synchronizes: jax.Array
         differs = is_traced(sync_period)
     if differs:
         raise ValueError(
-            f"sync_period: must be the same on all devices of axis_name {axis_name!r}, got one "
+            f"sync_period: must be the same on all devices of the axis {average_over!r}, got one "
             "that may differ: devices would wait for each other forever. Pass a number, or a "
             "schedule that depends on the step alone, and keep the step counters of the state the "
             "same on all devices (under shard_map with the spec P())."
@@ -285,6 +289,8 @@ def _check_period(k: Any) -> None:
     value = _checks.real_scalar("sync_period", k, schedule=True)
     if value is not None and not value >= 1:
         raise ValueError(f"sync_period: must be at least 1, got {k}.")
+    if value is not None and value >= 2**31 and jnp.issubdtype(np.asarray(k).dtype, jnp.integer):
+        raise ValueError(f"sync_period: must be below 2**31, the number of steps, got {k}.")
 
 
 def _check_feedback(m: Any) -> None:

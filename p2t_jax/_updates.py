@@ -115,7 +115,9 @@ def initial(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf], Vect
 
 def kept(leaf: Any) -> Any:
     """A copy for the state, so that the original may be donated; shapes stay shapes."""
-    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.array(leaf, copy=True)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    return jnp.array(_leaves.native(leaf), copy=True)
 
 
 def under_any_switch(function: _Function) -> _Function:

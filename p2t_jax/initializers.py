@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from p2t_jax import _checks, _leaves
@@ -109,7 +110,9 @@ def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) ->
                [2., 2.],
                [4., 4.]], dtype=float32)
     """
-    given = jnp.asarray(profile)
+    if _leaves.too_wide(profile) and np.issubdtype(profile.dtype, np.integer):  # type: ignore[union-attr]
+        profile = np.asarray(profile, np.float64)  # JAX would cut off the upper half of the bits
+    given = _leaves.in_jax(profile)
     if not (jnp.issubdtype(given.dtype, jnp.floating) or jnp.issubdtype(given.dtype, jnp.integer)):
         raise TypeError(f"profile: expected an array of real numbers, got {given.dtype}.")
     if given.ndim == 0 or given.size == 0:

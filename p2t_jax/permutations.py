@@ -1,9 +1,10 @@
 """Permutations as arrays of sources: which weight moved where."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from p2t_jax import _leaves
@@ -21,8 +22,8 @@ def permutation_of(
 
     .. math:: \theta_t[i] = \theta_0[source[i]].
 
-    Weights are equal if their bits are. Ties keep their order: the j-th of several equal weights
-    was the j-th of them before.
+    Weights are equal if their bits are, in the dtype that they have. Ties keep their order: the
+    j-th of several equal weights was the j-th of them before.
 
     Args:
         params: the parameters, permuted: for instance `permuted_params(state, params)`.
@@ -52,9 +53,9 @@ def permutation_of(
         if leaf.axes is None:
             sources.append(None)
             continue
-        initial = _leaves.placed_like(leaf.array, initial)
-        rows = (_leaves.to_rows(_leaves.bits(array), leaf.axes) for array in (leaf.array, initial))
-        source = _sources(*rows)
+        now, before = _leaves.bits(leaf.array, initial)
+        before = _leaves.placed_like(leaf.array, before)
+        source = _sources(*(_leaves.to_rows(bits, leaf.axes) for bits in (now, before)))
         if not is_traced(source) and (source < 0).any():
             raise ValueError(
                 f"params: {leaf.name} is not a permutation of its initial weights. Training adds "
@@ -237,12 +238,13 @@ def _places(source: jax.Array) -> jax.Array:
 
 
 def _checked(name: str, source: jax.typing.ArrayLike) -> jax.Array:
-    array = jnp.asarray(source)
+    """Sources in a dtype that has room for places, their differences and their number."""
+    array = _leaves.in_jax(source)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an array of integers, got {array.dtype}.")
     if array.ndim == 0:
         raise ValueError(f"{name}: expected an array of shape (n,) or (..., n), got a scalar.")
-    return array
+    return array.astype(jnp.int64 if array.dtype.itemsize == 8 else jnp.int32)
 
 
 class UpdateStatistics(NamedTuple):
@@ -281,15 +283,24 @@ def update_statistics(updates: optax.Updates, *, vectors: VectorSpec = "flax") -
         (0.5, 3.0)
     """
     leaves = _leaves.walk(updates, vectors)
-    delta = [jnp.asarray(leaf.array) for leaf in leaves if leaf.axes is not None]
+    delta = [leaf.array for leaf in leaves if leaf.axes is not None]
     total = sum(u.size for u in delta)
     if not total:
         raise ValueError("updates: contains no weight vectors.")
-    float64 = any(u.dtype == jnp.float64 for u in delta)
+    float64 = any(u.dtype == jnp.float64 and not _leaves.too_wide(u) for u in delta)
     wide = _leaves.wide(jnp.float64 if float64 else jnp.float32)
-    changed = sum((u != 0).sum() for u in delta)
-    absolute = sum(jnp.abs(u.astype(wide)).sum() for u in delta)
+
+    def count(u: Any) -> tuple[Any, Any]:
+        """How many weights change, and by how much together."""
+        if _leaves.too_wide(u):
+            u = np.asarray(u)
+            return np.count_nonzero(u), np.abs(u).sum()
+        u = jnp.asarray(u)
+        return (u != 0).sum(), jnp.abs(u.astype(wide)).sum()
+
+    counts, sizes = zip(*map(count, delta), strict=True)
+    changed, absolute = sum(counts), sum(sizes)
     return UpdateStatistics(
         sparsity=1 - jnp.asarray(changed, wide) / total,
-        size=absolute / jnp.asarray(jnp.maximum(changed, 1), wide),
+        size=jnp.asarray(absolute, wide) / jnp.asarray(jnp.maximum(changed, 1), wide),
     )

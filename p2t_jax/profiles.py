@@ -1,7 +1,10 @@
 """Weight profiles: sorted weight vectors, and how similar they are (Section 1.2)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from p2t_jax import _leaves, _ranking
@@ -18,7 +21,8 @@ def weight_profiles(params: optax.Params, *, vectors: VectorSpec = "flax") -> op
     Returns:
         A tree like `params`: (..., n) for vectors of n weights, each ascending (-0.0 equals 0.0,
         NaN is last); None for other parameters. The leading axes are those of the parameter that
-        enumerate vectors.
+        enumerate vectors. The profiles are JAX arrays; those of a float64 NumPy array, which JAX
+        would round unless it has 64 bits, are one, too.
 
     Raises:
         TypeError: If a weight vector is not of a floating dtype.
@@ -33,9 +37,15 @@ def weight_profiles(params: optax.Params, *, vectors: VectorSpec = "flax") -> op
     """
     _leaves.not_empty(params)
     leaves = _leaves.walk(params, vectors)
-    axes = {i: leaf.axes for i, leaf in enumerate(leaves) if leaf.axes is not None}
+    profiles: list[Any] = [None] * len(leaves)
+    axes: dict[int, _leaves.Axes] = {}
+    for i, leaf in enumerate(leaves):
+        if leaf.axes is not None and _leaves.too_wide(leaf.array):
+            rows = _leaves.to_rows(np.asarray(leaf.array), leaf.axes)
+            profiles[i] = np.sort(rows, axis=-1, kind="stable")
+        elif leaf.axes is not None:
+            axes[i] = leaf.axes
     ascending = _ranking.sort(list(axes.values()), [jnp.asarray(leaves[i].array) for i in axes])
-    profiles: list[jax.Array | None] = [None] * len(leaves)
     for (i, leaf_axes), array in zip(axes.items(), ascending, strict=True):
         profiles[i] = _leaves.to_rows(array, leaf_axes)
     return jax.tree.unflatten(jax.tree.structure(params), profiles)
@@ -70,14 +80,22 @@ def profile_similarity(profiles: jax.typing.ArrayLike) -> jax.Array:
         >>> f"{p2t.profiles.profile_similarity(jax.numpy.sort(w, axis=1)):.2f}"
         '1.00'
     """
-    w = jnp.atleast_2d(profiles)
-    if w.size == 0 or jnp.ndim(profiles) == 0:
+    w: Any = profiles if _leaves.too_wide(profiles) else _leaves.in_jax(profiles)
+    if w.size == 0 or w.ndim == 0:
         raise ValueError(
-            f"profiles: expected weights of m neurons, (..., m, n), got shape "
-            f"{jnp.shape(profiles)}."
+            f"profiles: expected weights of m neurons, (..., m, n), got shape {w.shape}."
         )
-    w = w.astype(_leaves.wide(w.dtype))
-    w = w - w[..., :1, :1]  # equal weights are then zero, without rounding
-    left = jnp.sum((w - w.mean(axis=-2, keepdims=True)) ** 2, axis=(-2, -1))
-    total = jnp.sum((w - w.mean(axis=(-2, -1), keepdims=True)) ** 2, axis=(-2, -1))
-    return jnp.where(total == 0, 1, 1 - left / jnp.where(total == 0, 1, total))
+    with np.errstate(all="ignore"):
+        return jnp.asarray(_similarity(w, np if _leaves.too_wide(w) else jnp))
+
+
+def _similarity(w: Any, xp: Any) -> Any:
+    """The same in JAX or in NumPy."""
+    w = xp.atleast_2d(w)
+    w = w.astype(np.float64 if xp is np else _leaves.wide(w.dtype))
+    # Equal weights are then zero, without rounding. Not the first weight: arrays that are split
+    # along explicit mesh axes have no index.
+    w = w - w.min(axis=(-2, -1), keepdims=True)
+    left = xp.sum((w - w.mean(axis=-2, keepdims=True)) ** 2, axis=(-2, -1))
+    total = xp.sum((w - w.mean(axis=(-2, -1), keepdims=True)) ** 2, axis=(-2, -1))
+    return xp.where(total == 0, 1, 1 - left / xp.where(total == 0, 1, total))

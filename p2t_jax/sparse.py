@@ -82,8 +82,13 @@ def prune(
 
 def _random_mask(key: jax.Array, keep: Any, size: int) -> jax.Array:
     """Booleans, (size,): which weights are kept."""
+    kept: int | jax.Array
     fraction = _checks.real_scalar("keep", keep)
-    kept = jnp.round(keep * size) if fraction is None else round(fraction * size)
+    if fraction is None:  # traced; not multiplied in its own dtype, which may have 8 or 16 bits
+        keep = jnp.asarray(keep, _leaves.wide(keep.dtype))
+        kept = jnp.round(keep * size).astype(jnp.int32)
+    else:
+        kept = round(fraction * size)
     return jax.random.permutation(key, size) < kept
 
 
@@ -138,7 +143,8 @@ def keep_zeros(*, vectors: VectorSpec = "flax") -> optax.GradientTransformation:
     def init_fn(params: optax.Params) -> KeepZerosState:
         _leaves.not_empty(params)
         pruned = [
-            jnp.zeros_like(leaf.array, bool) if leaf.axes is None else jnp.asarray(leaf.array) == 0
+            # Compared as it is given: JAX makes zero of a small float64 NumPy weight.
+            jnp.zeros_like(leaf.array, bool) if leaf.axes is None else jnp.asarray(leaf.array == 0)
             for leaf in _leaves.walk(params, vectors)
         ]
         return KeepZerosState(jax.tree.unflatten(jax.tree.structure(params), pruned))

@@ -70,7 +70,7 @@ def train(port, process_id, num_processes, results):
 def train_local(port, process_id, num_processes, results):
     """Every device looks ahead alone; saves its parameters, and what all then agree on."""
     join(port, process_id, num_processes)
-    tx = OPTIMIZERS["laperm"](axis_name="batch")
+    tx = OPTIMIZERS["laperm"](average_over="batch")
     start, step, put = over_a_mesh(tx, PARAMS)
     (params, state), grads = start(PARAMS), gradients(jax.device_count())
     specs = jax.tree.map(lambda x: x.sharding.spec, (state, params))
@@ -92,7 +92,7 @@ def train_local(port, process_id, num_processes, results):
 
 def local():
     """Hundreds of steps of devices that look ahead alone: a synchronization in every other one."""
-    tx = p2t.laperm(optax.sgd(0.5), 2, axis_name="batch")
+    tx = p2t.laperm(optax.sgd(0.5), 2, average_over="batch")
     params = {"kernel": helpers.grid(176, 176, unit=1 / 64)}
     offsets = np.arange(jax.device_count(), dtype=np.float32)
 
@@ -129,7 +129,7 @@ def stress(name):
         tx, alone = 2 * [p2t.laperm(optax.sgd(0.5), sync_period=1)]
     else:
         make = functools.partial(p2t.sgperm, 0, 0.1, 0.1, inner=optax.sgd(1.0))
-        tx, alone = make(axis_name="x"), make()
+        tx, alone = make(share_over="x"), make()
 
     def step(params, state, i, offset):
         local = jax.tree.map(lambda g: jnp.roll(g, i) + offset, grads)

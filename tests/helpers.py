@@ -73,7 +73,7 @@ OPTIMIZERS = {
 }
 FEEDBACK = functools.partial(OPTIMIZERS["laperm"], error_feedback=1.0)
 TX = {name: make() for name, make in OPTIMIZERS.items()}
-OPTIONS = {"laperm": ("vectors",), "sgperm": ("key", "inner", "priority", "vectors", "axis_name")}
+OPTIONS = {"laperm": ("vectors",), "sgperm": ("key", "inner", "priority", "vectors", "share_over")}
 STEP_NAMES = {"laperm": "sync_step", "sgperm": "sgperm_step"}
 WEIGHTS_NAMES = {"laperm": "theta_sorted", "sgperm": "theta"}
 

@@ -155,7 +155,7 @@ def test_permuted_params_over_a_mesh(layout, kind, name):
 )
 def test_shard_map(name, layout, axis_name, kind, host_calls):
     shape, spec = LAYOUTS[layout]
-    tx = OPTIMIZERS[name](axis_name=axis_name) if axis_name else TX[name]
+    tx = OPTIMIZERS[name](share_over=axis_name) if axis_name else TX[name]
     mesh, specs = make_mesh(shape, kind), jax.tree.map(spec, PARAMS)
     both = (specs, state_specs(specs, tx))
     with in_context(mesh, kind):
@@ -273,7 +273,7 @@ def test_replicated_updates_of_sharded_params(tx, how):
 )
 def test_pmap_of_the_mean_gradients(name, axis_name, host_calls):
     """The mean of these is exact, and the gradients of the run."""
-    tx = OPTIMIZERS[name](axis_name=axis_name) if axis_name else TX[name]
+    tx = OPTIMIZERS[name](share_over=axis_name) if axis_name else TX[name]
     offsets = 2 * np.arange(8, dtype=np.float32) - 7
     grads = jax.tree.map(lambda g: np.stack([g + offset for offset in offsets]), GRADS)
 

@@ -76,6 +76,7 @@ def arrays(elements):
     m=st.sampled_from([0.0, *MS]),
 )
 @settings(max_examples=60, deadline=None)
+@pytest.mark.filterwarnings("ignore:vectors. the weight vectors of")
 def test_every_step_is_that_of_the_oracle(dtype, theta, steps, k, m):
     theta_sorted = oracle.sort_weight_vectors(theta, (0,))
     params, e = theta, np.zeros(shape)

@@ -77,6 +77,41 @@ def test_hyperparameters_are_real_numbers_in_their_range(hyperparameter):
                 make(lambda step, value=value: value)
 
 
+@pytest.mark.parametrize("k", [20.5, np.float32(1.5), np.array(2.5), 2**31, np.int64(2**40)])
+def test_a_sync_period_is_whole_and_can_be_reached(k):
+    for make in (functools.partial(p2t.laperm, SGD), p2t.synchronize):
+        with pytest.raises(ValueError, match=r"^sync_period: must be (a whole|below)"):
+            make(k)
+
+
+@pytest.mark.parametrize("k", [2.0, np.float32(2), np.array(2.0), np.uint8(2), jnp.array(2.0)])
+def test_a_whole_number_may_be_a_float(k):
+    tx = p2t.laperm(SGD, k)
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    _, state = tx.update(GRADS, state, PARAMS)
+    assert int(optax.tree.get(state, "lookahead_step")) == 0
+
+
+@pytest.mark.parametrize("how", ["schedule", "array", "injected", "injected schedule"])
+def test_a_fraction_of_a_schedule_counts_as_the_next_whole_number(how):
+    inject = optax.inject_hyperparams(p2t.laperm, static_args=OPTIONS["laperm"])
+    tx = {
+        "schedule": lambda: p2t.laperm(SGD, optax.exponential_decay(1.5, 100, 1.1)),
+        "array": lambda: p2t.laperm(SGD, jnp.array(1.5)),
+        "injected": lambda: inject(SGD, sync_period=1.5),
+        "injected schedule": lambda: inject(SGD, sync_period=optax.constant_schedule(1.5)),
+    }[how]()
+    state = tx.init(PARAMS)
+    for update, steps in ((tx.update, 1), (jax.jit(tx.update), 0)):
+        _, state = update(GRADS, state, PARAMS)
+        assert int(optax.tree.get(state, "lookahead_step")) == steps
+
+
+def test_an_infinite_sync_period_never_ends():
+    tx = p2t.laperm(SGD, float("inf"))
+    assert int(tx.update(GRADS, tx.init(PARAMS), PARAMS)[1][1].lookahead_step) == 1
+
+
 @pytest.mark.parametrize("hyperparameter", HYPERPARAMETERS)
 def test_an_injected_hyperparameter_is_seen_in_init(hyperparameter):
     if hyperparameter == "sync_period":
@@ -178,9 +213,9 @@ def test_only_real_numbers_are_weights(dtype, name):
 OTHERS = {
     "another structure": ({"body": PARAMS["body"]}, "head|structure|Dict"),
     "another name": ({"body": PARAMS["body"], "tail": PARAMS["head"]}, "tail"),
-    "another shape": (with_kernel(jnp.ones((4, 3))), r"body/kernel.*params has float32\[20, 3\]"),
+    "another shape": (with_kernel(jnp.arange(12.0).reshape(4, 3)), r"body/kernel.*params has float32\[20, 3\]"),
     "another rank": (
-        with_kernel(jnp.ones((5, 3, 1))),
+        with_kernel(jnp.arange(15.0).reshape(5, 3, 1)),
         r"body/kernel.*params has float32\[20, 3\]",
     ),
     "another bias": (
@@ -255,8 +290,8 @@ def test_is_permutation_of_another_dtype():
 
 
 def test_an_axis_that_is_not_bound_is_refused():
-    tx = OPTIMIZERS["sgperm"](axis_name="batch")
-    with pytest.raises(ValueError, match=r"^axis_name: .*'batch'"):
+    tx = OPTIMIZERS["sgperm"](share_over="batch")
+    with pytest.raises(ValueError, match=r"^share_over: .*'batch'"):
         tx.update(GRADS, tx.init(PARAMS), PARAMS)
 
 

@@ -119,6 +119,20 @@ def test_sharded_by_shard_map():
     assert axes["v"] is None
 
 
+def test_a_device_that_keeps_its_share_for_itself_has_a_part_of_an_axis():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+
+    def infer(block, *specs):
+        fn = jax.shard_map(block, mesh=mesh, in_specs=specs, out_specs=P("x"), check_vma=False)
+        return p2t.infer_vectors(lambda w, x: fn(w, x), shape(8, 4), shape(8, 4))
+
+    with pytest.raises(ValueError, match="only a part of axis 0 is contracted"):
+        infer(lambda w, x: x @ w, P("x"), P("x"))
+    with pytest.raises(ValueError, match="it is combined across devices"):
+        infer(lambda w, x: x @ jax.lax.psum(w, "x"), P("x"), P("x"))
+    assert infer(lambda w, x: x @ w.T, P("x"), P("x")) == (1,)
+
+
 def test_explicit_sharding():
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
     with jax.set_mesh(mesh):

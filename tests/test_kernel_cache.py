@@ -1,15 +1,20 @@
 """The compiled kernels on disk, when several processes compile at once."""
 
+import shutil
 import threading
+from pathlib import Path
 
+import helpers
 import numba
 import numpy as np
 from numba.core import caching
 
+import p2t_jax
 from p2t_jax._host import internals
 from p2t_jax._host.kernels import bits, cache, coder, cycles, depth_first, radix, subsets
 
 CacheFile = internals.safe_cache_file()
+IGNORED = shutil.ignore_patterns("__pycache__")
 
 
 def doubled(x):
@@ -71,3 +76,37 @@ def test_a_kernel_is_compiled_once_for_all_processes(tmp_path, monkeypatch):
     assert first(np.float32(2)) == second(np.float32(2)) == 4
     assert sum(first.stats.cache_misses.values()) == 1
     assert sum(second.stats.cache_hits.values()) == 1
+
+
+def test_a_change_in_one_file_of_kernels_is_seen_by_those_of_another(tmp_path):
+    package = tmp_path / "p2t_jax"
+    shutil.copytree(Path(p2t_jax.__file__).parent, package, ignore=IGNORED)
+    kernels = package / "_host" / "kernels"
+    header = "from p2t_jax._host.kernels.cache import jit\n"
+    (kernels / "caller.py").write_text(
+        f"{header}from p2t_jax._host.kernels.called import called\n"
+        "caller = jit(lambda x: called(x))\n"
+    )
+    printed = []
+    for number in (1, 2, 2):
+        (kernels / "called.py").write_text(f"{header}called = jit(lambda x: x + {number})\n")
+        printed.append(
+            helpers.in_a_new_process(
+                "from p2t_jax._host.kernels.caller import caller\n"
+                "print(caller(10), sum(caller.stats.cache_hits.values()))",
+                NUMBA_CACHE_DIR=str(tmp_path / "cache"),
+                PYTHONPATH=str(tmp_path),
+            )
+        )
+    assert printed == ["11 0", "12 0", "12 1"]
+
+
+def test_a_cache_of_numba_with_other_methods_is_left_alone(monkeypatch):
+    class Changed(caching.IndexDataCacheFile):
+        def save(self, key, data, *, protocol): ...
+
+    for base in (Changed, type("Without", (), {})):
+        with monkeypatch.context() as patch:
+            patch.setattr(caching, "IndexDataCacheFile", base)
+            assert internals.safe_cache_file.__wrapped__() is base
+    assert internals.safe_cache_file.__wrapped__().__mro__[1] is caching.IndexDataCacheFile

@@ -21,12 +21,12 @@ pytestmark = pytest.mark.usefixtures("compile_fast")
 
 DEVICES = 8
 LOCAL = {
-    way: OPTIMIZERS["laperm"](axis_name="batch", host_callback=way == "host")
+    way: OPTIMIZERS["laperm"](average_over="batch", host_callback=way == "host")
     for way in ("host", "plain JAX")
 }
 SHARD_MAP = {"shard_map": True, "shard_map, check_vma=False": False}
 FEEDBACK = 0.75
-REMEMBERING = OPTIMIZERS["laperm"](axis_name="batch", error_feedback=FEEDBACK)
+REMEMBERING = OPTIMIZERS["laperm"](average_over="batch", error_feedback=FEEDBACK)
 WAYS = ["vmap", "pmap", *SHARD_MAP]
 
 
@@ -106,7 +106,7 @@ def test_all_devices_agree_where_adding_updates_rounds(how):
     kernel = rng.normal(size=(64, 16)) * 10.0 ** rng.uniform(-9, 0, (64, 16))
     params = {"kernel": kernel.astype(np.float32), "bias": np.zeros(16, np.float32)}
     grads = jax.tree.map(lambda w: rng.normal(size=(4, 8, *w.shape)).astype(np.float32), params)
-    tx = p2t.laperm(optax.adam(0.1), 2, axis_name="batch")
+    tx = p2t.laperm(optax.adam(0.1), 2, average_over="batch")
     *_, (replicas, state) = trained(how, tx, params, grads)
     assert len(np.unique(np.asarray(replicas["kernel"]), axis=0)) > 1  # else nothing is shown
     np.testing.assert_allclose(*np.asarray(replicas["kernel"])[:2], rtol=0, atol=1e-6)
@@ -167,7 +167,7 @@ def test_no_weight_is_lost_to_a_device_that_is_not_finite(how):
 
 
 def test_the_inner_states_stay_local():
-    tx = OPTIMIZERS["laperm"](optax.sgd(0.5, momentum=0.5), axis_name="batch")
+    tx = OPTIMIZERS["laperm"](optax.sgd(0.5, momentum=0.5), average_over="batch")
     *_, (_, state) = trained("vmap", tx)
     *_, (_, alone) = trained("vmap", optax.sgd(0.5, momentum=0.5))
     assert_identical(state[0], alone)
@@ -175,7 +175,7 @@ def test_the_inner_states_stay_local():
 
 @pytest.mark.parametrize("how", ["vmap", "shard_map"])
 def test_a_device_may_skip_steps_of_its_inner_optimizer(how):
-    tx = OPTIMIZERS["laperm"](optax.apply_if_finite(optax.sgd(0.5), 5), axis_name="batch")
+    tx = OPTIMIZERS["laperm"](optax.apply_if_finite(optax.sgd(0.5), 5), average_over="batch")
     grads = gradients(DEVICES)
     grads["Dense_0"]["kernel"][1, 2] = np.nan
     *_, (params, state) = trained(how, tx, grads=grads)
@@ -185,7 +185,7 @@ def test_a_device_may_skip_steps_of_its_inner_optimizer(how):
 
 def test_a_line_search_forgets_on_every_device():
     inner = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(3))
-    tx = p2t.laperm(inner, 2, vectors=0, axis_name="batch")
+    tx = p2t.laperm(inner, 2, vectors=0, average_over="batch")
     targets = np.random.default_rng(0).normal(size=(DEVICES, 6, 2)).astype(np.float32)
 
     def step(params, state, target):
@@ -208,7 +208,7 @@ def test_a_line_search_forgets_on_every_device():
 
 def test_a_schedule_of_the_step_is_the_same_on_all_devices():
     schedule = optax.piecewise_constant_schedule(2, {3: 1.5})  # 2, then 3
-    tx = p2t.laperm(optax.sgd(0.5), schedule, axis_name="batch")
+    tx = p2t.laperm(optax.sgd(0.5), schedule, average_over="batch")
     for how in WAYS:
         counts = [int(np.asarray(state[1].lookahead_step)[0]) for _, state in trained(how, tx)]
         assert counts == [1, 0, 1, 2, 0, 1, 2], how
@@ -218,7 +218,7 @@ def update_with(sync_period, how):
     """An update on devices where `sync_period(device, k)` is k, or its schedule."""
 
     def step(device, k):
-        tx = p2t.laperm(optax.sgd(0.5), sync_period(device, k), axis_name="batch")
+        tx = p2t.laperm(optax.sgd(0.5), sync_period(device, k), average_over="batch")
         params = {"kernel": jnp.ones((4, 2))}
         grads = {"kernel": params["kernel"] + device.sum()}
         return tx.update(grads, tx.init(params), params)[0]["kernel"]
@@ -267,13 +267,13 @@ def test_counters_that_may_differ_between_devices_are_refused():
 
 def test_an_axis_that_is_not_bound_is_refused():
     tx = LOCAL["host"]
-    with pytest.raises(ValueError, match=r"^axis_name: .*'batch'"):
+    with pytest.raises(ValueError, match=r"^average_over: .*'batch'"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
 
 
 def test_parameters_that_are_no_floats_stay_on_their_device():
     params = {"kernel": jnp.ones((4, 2)), "count": jnp.int32(7)}
-    tx = p2t.synchronize(1, axis_name="batch")
+    tx = p2t.synchronize(1, average_over="batch")
 
     def step(device):
         mine = params | {"count": params["count"] + device}

@@ -360,3 +360,13 @@ def test_the_tree_tools_of_optax_take_states(name):
     chex.assert_trees_all_equal(optax.tree.add(state, zeros), state)
     small = {"laperm": 2, "sgperm": 3}[name]  # counters, and two words of a key
     assert optax.tree.size(state) == 2 * optax.tree.size(PARAMS) + small  # momentum and weights
+
+
+def test_parameters_with_the_same_joined_path_keep_their_own_axes(name):
+    initial = {"enc/w": random(20, 20), "enc": {"w": random(20, 20)}}
+    axes = {"enc/w": (0,), "enc": {"w": (1,)}}
+    tx = OPTIMIZERS[name](optax.sgd(0.1), vectors=axes)
+    params, state = train(tx, initial, tx.init(initial), range(4))
+    final = p2t.permuted_params(state, params)
+    helpers.assert_permuted(name, final, initial, params, axes)
+    assert min(helpers.moved(final, initial)) > 0.2

@@ -202,7 +202,7 @@ def test_communication_is_counted_where_it_happens():
     start = training.initial_state(script.NETWORK, optax.identity(), images, 0)
     size = 4 * sum(w.size for w in jax.tree.leaves(start.params))
     for axis_name, expected in ((None, (size, 0)), ("batch", (0, size))):
-        tx = p2t.laperm(optax.adam(1e-3), 20, axis_name=axis_name)
+        tx = p2t.laperm(optax.adam(1e-3), 20, average_over=axis_name)
         assert script.size_of_step(tx, axis_name, dataset(128), images) == expected
 
 

@@ -456,6 +456,11 @@ def test_an_animation_is_saved_as_a_gif(ax, tmp_path):
         assert gif.n_frames == 3
 
 
+def test_whole_numbers_may_be_floats(ax):
+    assert len(plots.profile(KERNEL, max_points=1e1, ax=ax).collections[0].get_offsets()) == 10
+    assert plots.weight_vector(KERNEL, (6.0, 4.0), ax=ax).images[0].get_array().shape == (6, 4)
+
+
 # Errors
 
 
@@ -471,6 +476,11 @@ def test_an_animation_is_saved_as_a_gif(ax, tmp_path):
         (lambda: plots.profile(KERNEL[:, 0], subset=[-1]), ValueError, "subset: "),
         (lambda: plots.profile(KERNEL[:, 0], subset=[True]), ValueError, "subset: "),
         (lambda: plots.profile(KERNEL[:, 0], subset=[0.5]), TypeError, "subset: "),
+        (lambda: plots.profile(KERNEL, max_points=9.5), ValueError, "max_points: .* got 9.5"),
+        (lambda: plots.profile(KERNEL, max_points="9"), TypeError, "max_points: "),
+        (lambda: plots.profile(KERNEL, seed=0.5), ValueError, "seed: must be a whole number"),
+        (lambda: plots.chords([1, 2], [1, 0], seed=0.5), ValueError, "seed: must be a whole"),
+        (lambda: plots.weight_vector(KERNEL, (2.5, 9.6)), ValueError, "shape: must be a whole"),
         (lambda: plots.profiles({"bias": np.ones(3)}), ValueError, "params: "),
         (
             lambda: plots.profiles([KERNEL, KERNEL], vectors=0, axs=[plt.gca()]),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import chex
 import cloudpickle
@@ -388,6 +389,53 @@ def test_a_line_search_goes_on_from_where_the_weights_are():
         params, state, value, grads = step(params, state)
         np.testing.assert_allclose(value, true_value, rtol=1e-4, atol=1e-6)
         chex.assert_trees_all_close(grads, true_grads, rtol=1e-4, atol=1e-4)
+
+
+class ValueAndGrad(NamedTuple):
+    """A state, or parameters, with the fields of a line search's state."""
+
+    value: Any
+    grad: Any
+
+
+def test_only_line_searches_forget():
+    def remember(updates, state, params=None):
+        del state, params
+        return updates, ValueAndGrad(jnp.array(True), updates)
+
+    def init(params):
+        return ValueAndGrad(jnp.zeros((), bool), optax.tree.zeros_like(params))
+
+    inner = optax.chain(optax.trace(0.5), optax.GradientTransformation(init, remember))
+    tx = p2t.laperm(inner, 1, vectors=0)
+    params = ValueAndGrad(jnp.asarray(PARAMS["kernel"]), jnp.asarray(PARAMS["kernel"]))
+    grads = jax.tree.map(jnp.ones_like, params)
+    _, state = jax.jit(tx.update)(grads, tx.init(params), params)
+    (trace, remembered), _ = state
+    chex.assert_trees_all_equal(trace.trace, grads)
+    chex.assert_trees_all_equal(remembered.grad, grads)
+    assert remembered.value.dtype == bool
+    assert bool(remembered.value)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        optax.scale_by_backtracking_linesearch(2),
+        optax.scale_by_backtracking_linesearch(2, store_grad=True),
+        optax.scale_by_zoom_linesearch(2),
+    ],
+)
+def test_every_line_search_of_optax_forgets(search):
+    def loss(w):
+        return jnp.sum(w**2)
+
+    tx = p2t.laperm(optax.chain(optax.sgd(0.1), search), 1, vectors=0)
+    params = jnp.asarray(PARAMS["kernel"])
+    value, grad = jax.value_and_grad(loss)(params)
+    extra = {"value": value, "grad": grad, "value_fn": loss}
+    state = jax.jit(lambda s: tx.update(grad, s, params, **extra)[1])(tx.init(params))
+    assert optax.tree.get(state, "value") == np.inf
 
 
 # Wrappers that hide the shapes

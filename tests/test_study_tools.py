@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,11 +92,114 @@ def test_no_switch_of_jax_changes_a_result(tool, switch):
         chex.assert_trees_all_equal_dtypes(changed, PARAMS)
 
 
+def read_only(w):
+    w = np.array(w)
+    w.flags.writeable = False
+    return w
+
+
+# The same numbers in NumPy arrays of other kinds.
+NUMPY = {
+    "as JAX has them": np.asarray,
+    "another byte order": lambda w: (
+        np.asarray(w).astype(w.dtype.newbyteorder()) if w.dtype == np.float32 else np.asarray(w)
+    ),
+    "not contiguous": lambda w: np.repeat(np.asarray(w), 2, axis=-1)[..., ::2],
+    "in Fortran's order": lambda w: np.asfortranarray(w),
+    "read-only": read_only,
+}
+
+
+@pytest.mark.parametrize("kind", NUMPY)
 @pytest.mark.parametrize("tool", TOOLS)
-def test_numpy_arrays_are_taken_like_jax_arrays(tool):
-    chex.assert_trees_all_equal(TOOLS[tool](jax.tree.map(np.asarray, PARAMS)), result(tool))
-    wide = jax.tree.map(lambda w: np.asarray(w, np.float64), PARAMS)
-    TOOLS[tool](wide)  # which JAX makes float32
+def test_numpy_arrays_are_taken_like_jax_arrays(tool, kind):
+    params = jax.tree.map(NUMPY[kind], PARAMS)
+    chex.assert_trees_all_equal(TOOLS[tool](params), result(tool))
+
+
+@pytest.mark.parametrize("kind", NUMPY)
+@pytest.mark.parametrize("link", [p2t.synchronize(3), p2t.cycle_permutation(0)])
+def test_exact_weights_come_out_of_numpy_arrays(kind, link):
+    params = jax.tree.map(NUMPY[kind], PARAMS)
+    exact = p2t.permuted_params(link.init(params), params)
+    chex.assert_trees_all_equal(exact, PARAMS)
+    assert bool(p2t.is_permutation(moved(params), exact))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32, np.float64])
+def test_weights_are_compared_in_their_own_dtype(dtype):
+    """Numbers that differ in the last bit, which is lost in all smaller dtypes."""
+    bits = f"u{np.dtype(dtype).itemsize}"
+    steps = np.arange(16, dtype=bits)[:, None]
+    ascending = (np.ones((16, 2), dtype).view(bits) + steps).view(dtype)
+    before, after = {"kernel": ascending}, {"kernel": ascending[::-1]}
+    other = {"kernel": ascending.copy()}
+    other["kernel"][0] = ascending[1]
+    for jitted in (False, dtype != np.float64):
+        is_permutation = jax.jit(p2t.is_permutation) if jitted else p2t.is_permutation
+        assert bool(is_permutation(after, before))
+        assert not bool(is_permutation(other, before))
+    source = permutations.permutation_of(after, before)["kernel"]
+    np.testing.assert_array_equal(source, [np.arange(16)[::-1]] * 2)
+    with pytest.raises(ValueError, match="kernel is not a permutation"):
+        permutations.permutation_of(other, before)
+    with pytest.raises(ValueError, match="is not a permutation"):
+        p2t.pack(other, before)
+    profiles = weight_profiles(after)["kernel"]
+    assert profiles.dtype == dtype
+    np.testing.assert_array_equal(profiles, ascending.T)
+    if dtype == np.float64:  # that of the others is computed in float32
+        assert float(profile_similarity(profiles)) == 1
+        assert float(profile_similarity(np.array([[1, 1 + 1e-12], [1 + 1e-12, 1]]))) == 0
+
+
+def test_a_float64_array_may_have_become_float32():
+    """That is what training makes of it."""
+    before = {"kernel": np.random.default_rng(0).normal(size=(50, 2))}
+    after = {"kernel": jnp.asarray(before["kernel"][::-1])}
+    assert after["kernel"].dtype == jnp.float32
+    assert bool(p2t.is_permutation(after, before))
+    assert bool(p2t.is_permutation(before, after))
+    source = permutations.permutation_of(after, before)["kernel"]
+    np.testing.assert_array_equal(source, [np.arange(50)[::-1]] * 2)
+    state = helpers.TX["laperm"].init(before)
+    assert bool(p2t.is_permutation(p2t.permuted_params(state, before), before))
+    with jax.enable_x64(True):  # then it stays what it is
+        assert not bool(p2t.is_permutation(after, before))
+
+
+def test_small_float64_numbers_are_not_zero():
+    small = {"kernel": np.array([[1e-60], [0.0]])}
+    sparsity, _ = permutations.update_statistics(small)
+    assert float(sparsity) == 0.5
+    np.testing.assert_array_equal(p2t.keep_zeros().init(small).pruned["kernel"], [[False], [True]])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int8", "int16", "uint32", "int64", "uint64"])
+def test_integers_are_computed_in_a_dtype_with_room(dtype):
+    n = min(300, np.iinfo(dtype).max + 1)
+    source = np.stack([np.roll(np.arange(n), 1), np.arange(n)[::-1]])
+    expected = permutations.statistics(jnp.asarray(source, jnp.int32))
+    mean = np.abs(source - np.arange(n)).mean(axis=1)
+    np.testing.assert_allclose(expected.mean_distance, mean, rtol=1e-6)
+    narrow = source.astype(dtype)
+    for function in (permutations.statistics, jax.jit(permutations.statistics)):
+        chex.assert_trees_all_equal(function(narrow), expected)
+    for function in (permutations.invert, permutations.cycle_labels, permutations.cycle_lengths):
+        chex.assert_trees_all_equal(function(narrow), function(jnp.asarray(source, jnp.int32)))
+    twice = permutations.compose(narrow, narrow)
+    np.testing.assert_array_equal(twice, np.take_along_axis(source, source, axis=1))
+    assert twice.dtype == jnp.int32
+
+
+def test_small_dtypes_of_numbers_do_not_overflow():
+    schedule = p2t.geometric_schedule(np.uint8(200), np.uint8(2), np.uint16(1000))
+    assert float(schedule(0)) == 400
+    weights = from_profile(np.array([2**40, -(2**40)]))(KEY, (2, 1))
+    np.testing.assert_array_equal(jnp.sort(weights.ravel()), [-(2.0**40), 2.0**40])
+    params = {"kernel": jnp.ones((1000, 100))}
+    pruned = jax.jit(lambda keep: p2t.prune(0, params, keep))(jnp.asarray(0.75, jnp.float16))
+    assert int(pruned["kernel"].sum()) == 75_000
 
 
 @pytest.mark.parametrize("tool", [tool for tool in TOOLS if tool != "unpack"])

@@ -97,6 +97,11 @@ def asks(rule: Any, path: Path, shape: tuple[int, ...]) -> None:
         (("ScanBlock_0", "Conv_0", "kernel"), (5, 3, 2, 4)),
         (("lora", "lora_a"), (4, 2)),
         (("c_attn", "kernel"), (4, 12)),
+        (("Einsum_0", "kernel"), (4, 3)),  # "bi,oi->bo"
+        (("VmapEinsum_0", "kernel"), (1, 1, 4, 3)),
+        (("einsum_dense", "kernel"), (4, 3)),  # Keras
+        (("layer_0", "q_einsum", "w"), (4, 3)),
+        (("DenseGeneral_0", "kernel"), (1, 1, 4, 3)),  # of one pixel, or of features (4, 3)
         (("patch_embed",), (4, 2)),
         (("linear", "weight"), (3, 4)),
         (("conv2_d", "w"), (3, 3, 2, 4)),
@@ -107,6 +112,29 @@ def asks(rule: Any, path: Path, shape: tuple[int, ...]) -> None:
 )
 def test_flax_asks_for_what_it_does_not_know(path, shape):
     asks(flax_vectors, path, shape)
+
+
+class Outputs(nn.Module):
+    """A layer that has its outputs first, as its equation says."""
+
+    name_of_layer: str | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Einsum((3, 4), "bi,oi->bo", name=self.name_of_layer)(nn.Dense(4)(x))
+
+
+def test_an_einsum_is_asked_for_and_the_network_tells():
+    x = normal(2, 4)
+    params = Outputs().init(KEY, x)
+    with pytest.raises(ValueError, match=r"Einsum_\*/kernel: the axes .* its equation") as error:
+        vector_axes("flax", params)
+    assert "Dense_0" not in str(error.value)
+    for name in (None, "readout"):  # Under such a name, only the network tells.
+        net = Outputs(name)
+        axes = p2t.infer_vectors(net.apply, net.init(KEY, x), x)["params"]
+        assert axes[name or "Einsum_0"]["kernel"] == (1,)
+        assert axes["Dense_0"]["kernel"] == (0,)
 
 
 def test_equinox_decides_by_the_class_of_a_module():
@@ -182,6 +210,7 @@ def test_equinox_leaves_alone_and_recurrent():
         (("cell", "weight_ih"), (5, 8, 2)),
         (("tok_emb", "weight"), (5, 4)),
         (("unembedding", "weight"), (5, 4)),
+        (("einsum", "weight"), (5, 4)),
         (("ln", "weight"), (5, 4)),
     ],
 )
@@ -214,6 +243,7 @@ def test_haiku_leaves_alone_and_recurrent():
         (("conv2_d", "w"), (5, 3, 2, 4)),
         (("linear", "w"), (5, 2, 4)),
         (("net", "queries"), (2, 4)),
+        (("net/~/einsum", "w"), (2, 4)),
     ],
 )
 def test_haiku_asks_for_what_it_does_not_know(path, shape):

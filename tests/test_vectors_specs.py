@@ -17,6 +17,7 @@ from p2t_jax._vectors import (
     equinox_vectors,
     flax_vectors,
     named_leaves,
+    named_vectors,
     vector_axes,
 )
 
@@ -219,9 +220,31 @@ def test_dtypes_that_are_not_weights(dtype):
         vector_axes(0, tree)
 
 
-def test_random_keys_are_not_weights():
-    tree = {"key": jax.random.split(KEY, 3), "w": jnp.ones((4, 3))}
-    assert vector_axes(flax_vectors, tree) == (None, (0,))
+@pytest.mark.parametrize("rule", ["flax", "equinox", "haiku"])
+def test_what_is_no_weight_needs_no_answer_of_a_rule(rule):
+    name = {"flax": "kernel", "equinox": "weight", "haiku": "w"}[rule]
+    tree = {
+        "ids": jnp.ones((4, 3), int),
+        "key": jax.random.split(KEY, (3, 2)),
+        "mask": jnp.ones((4, 3), bool),
+        "step": jnp.zeros((), int),
+        name: jnp.ones((4, 3)),
+    }
+    found = permuted(rule, tree)
+    assert list(found) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("kernel", "int8"), ("kernel", "complex64"), ("mine", "complex64")]
+)
+def test_a_rule_says_weights_of_a_dtype_that_cannot_be_permuted(name, dtype):
+    tree = {"dense": {name: struct((4, 3), dtype), "bias": jnp.ones(3)}}
+    error = (TypeError, "Give it None, or leave it") if name == "kernel" else (ValueError, "None")
+    with pytest.raises(error[0], match=rf"(?s)dense/{name}.*{error[1]}"):
+        vector_axes("flax", tree)
+    answered = {"dense": {name: None, "bias": "flax"}}
+    assert vector_axes(answered, tree) == (None, None)
+    assert vector_axes(named_vectors({name: None}), tree) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,21 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import cloudpickle
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
+from helpers import OPTIMIZERS
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+import p2t_jax as p2t
 from p2t_jax._leaves import note_single_weights, walk
 from p2t_jax._vectors import (
     VectorAxes,
@@ -166,4 +172,75 @@ def test_single_weights_are_said_once():
     params = {"a": {"w": jnp.ones((1, 3))}, "b": {"w": jnp.ones((2, 3))}}
     with pytest.warns(UserWarning, match=r"of a/w \(1, 3\) have one weight.*Give them None"):
         note_single_weights(walk(params, 0))
-    note_single_weights(walk(params, {"a": None, "b": 0}))
+    varied = {"a": params["a"], "b": {"w": jnp.arange(6.0).reshape(2, 3)}}
+    note_single_weights(walk(varied, {"a": None, "b": 0}))
+
+
+LORA = {"a": jnp.arange(16.0).reshape(4, 4), "lora_b": jnp.zeros((4, 8))}
+CONSTANT = {
+    "zeros": (LORA, 0, r"of lora_b \(4, 8\) have equal weights"),
+    "biases": (
+        {"Dense_0": {"kernel": LORA["a"], "bias": np.zeros(4)}},
+        p2t.with_biases("flax"),
+        r"of Dense_0/bias \(4,\) have equal weights",
+    ),
+    "a constant for each": (jnp.ones((3, 2)) * jnp.arange(2.0), 0, "of the root of the tree"),
+    "over two axes": (jnp.ones((3, 3, 2)) * jnp.arange(2.0), (0, 1), "have equal weights"),
+    "bfloat16": (np.full((3, 2), np.nan, jnp.bfloat16), 0, "have equal weights"),
+    "both kinds": (
+        LORA | {"one": jnp.ones((1, 2))},
+        0,
+        r"lora_b \(4, 8\) have equal weights and those of one \(1, 2\) have one weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONSTANT)
+def test_equal_weights_are_said_once(case, name):
+    params, vectors, message = CONSTANT[case]
+    tx = OPTIMIZERS[name](vectors=vectors)
+    with pytest.warns(UserWarning, match=f"{message}.*Give them None") as warned:
+        state = tx.init(params)
+    assert len(warned) == 1
+    tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+
+
+def test_nothing_is_said_of_vectors_that_train_or_are_not_known(name):
+    dead = jnp.arange(12.0).reshape(4, 3).at[:, 1].set(0)  # one neuron's weights are equal
+    pruned = jnp.zeros((4, 3)).at[0].set(1)
+    tx = OPTIMIZERS[name](vectors=0)
+    for params in (dead, pruned, jnp.zeros((4, 0)), np.asarray([[0.0], [-0.0]])):
+        tx.init(params)
+    shapes = jax.eval_shape(tx.init, LORA)
+    chex.assert_trees_all_equal_shapes(jax.jit(tx.init)(LORA), shapes)
+    tx.init({name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in LORA.items()})
+    jax.vmap(tx.init)(jnp.zeros((2, 4, 3)))
+    optax.tree.map_params(tx, lambda p: p, tx.init(dead))
+
+
+def test_sharded_weights_are_looked_at(name):
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+        for spec in (P(), P("x", None), P(None, "x")):
+            params = jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh, spec))
+            with jax.set_mesh(mesh), pytest.warns(UserWarning, match="have equal weights"):
+                OPTIMIZERS[name](vectors=0).init(params)
+
+
+PATHS = [("a/b", "w"), ("a", "b", "w"), ("a", "b/w"), ("a~1b", "w"), ("a~", "b", "w"), ("a/b/w",)]
+
+
+def test_different_paths_stay_apart():
+    axes = {path: (i,) for i, path in enumerate(PATHS)}
+    state = VectorAxes.of(axes)
+    assert {path: state(path) for path in PATHS} == axes
+    assert pickle.loads(pickle.dumps(state)) == state
+    with pytest.raises(ValueError, match="a/b~/w is not among"):
+        state(("a", "b~", "w"))
+
+
+def test_an_exported_programme_remembers_the_axes():
+    state = {"vectors": remembering(AXES)(PARAMS).vectors, "none": VectorAxes.of({}), "step": 1}
+    exported = jax.export.export(jax.jit(lambda state: state))(state)
+    again = jax.export.deserialize(exported.serialize())
+    assert again.call(state)["vectors"].axes_by_path == state["vectors"].axes_by_path

@@ -31,7 +31,7 @@ SYNC_PERIODS = (20, 100, 400)
 BATCHES, EVERY = 2000, 400  # whole periods of each k
 NETWORK = models.MLP((500, 300, 10))
 GRADIENTS, LOCAL = "gradients averaged, k = {}", "weights averaged, k = {}"
-WAYS = {GRADIENTS: None, LOCAL: "batch"}  # axis_name
+WAYS = {GRADIENTS: None, LOCAL: "batch"}  # average_over
 FEEDBACK = {"": 0.0, ", feedback": 1.0}
 COLLECTIVE = re.compile(
     r" = (\(.*?\)|\S+) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\("
@@ -141,7 +141,7 @@ def main():
     for seed, k in itertools.product(experiment.seeds, options.only):
         for name, m in [*FEEDBACK.items()][options.feedback :]:
             averaging, local = (
-                p2t.laperm(optax.adam(1e-3), k, error_feedback=m, axis_name=axis_name)
+                p2t.laperm(optax.adam(1e-3), k, error_feedback=m, average_over=axis_name)
                 for axis_name in WAYS.values()
             )
             run = fit(local, dataset, on_device, seed, evaluate_at)

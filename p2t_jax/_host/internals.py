@@ -9,6 +9,7 @@ in `p2t_jax._vectors`: if one changes, `infer_vectors` asks for the axes that it
 import contextlib
 import functools
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -127,16 +128,33 @@ def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:
     return jax.lax.pcast(array, tuple(missing), to="varying") if missing else array
 
 
-def use_safe_cache(dispatcher: Any) -> None:
-    """Makes Numba's cache on disk safe for several processes.
+def use_safe_cache(dispatcher: Any, stamp: str) -> None:
+    """Makes Numba's cache on disk safe for several processes, and valid for one stamp only.
 
-    Stands for: a private class of Numba, left alone where it is missing. Replaced by: a
-    `numba.njit(cache=True)` that is safe.
+    Stands for: a private class of Numba, left alone where it is another than it was. Replaced by: a
+    `numba.njit(cache=True)` that is safe, and that knows which files a function was compiled from.
+
+    Args:
+        dispatcher: what `numba.njit(cache=True)` returned.
+        stamp: what was compiled earlier is run only if its stamp was the same. Numba's own is that
+            of one file, although kernels call those of others.
     """
-    file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    file: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if hasattr(file, "_source_stamp"):
+        file._source_stamp = stamp
     safe = safe_cache_file()
     if type(file) is safe.__base__:
         file.__class__ = safe
+
+
+# The methods of Numba's class that are overridden or called, and their parameters.
+_OF_CACHE_FILE = {
+    "save": "self, key, data",
+    "_load_index": "self",
+    "_save_index": "self, overloads",
+    "_save_data": "self, name, data",
+    "_data_name": "self, number",
+}
 
 
 @functools.cache
@@ -147,11 +165,20 @@ def safe_cache_file() -> Any:
     compile a kernel for different dtypes at the same time (parallel tests, the processes of a
     cluster) can give their files the same name, and one of them then runs what the other compiled.
     So here the name of a file is a hash of what was compiled, from which source and for which
-    dtypes, and the file is written before the index names it.
+    dtypes, and the file is written before the index names it. A class of Numba with other methods
+    is returned as it is.
     """
     from numba.core import caching  # `import p2t_jax` does not wait for Numba
 
-    class SafeCacheFile(caching.IndexDataCacheFile):
+    base: Any = caching.IndexDataCacheFile
+    methods = {name: getattr(base, name) for name in _OF_CACHE_FILE if hasattr(base, name)}
+    found = {
+        name: ", ".join(inspect.signature(method).parameters) for name, method in methods.items()
+    }
+    if found != _OF_CACHE_FILE:
+        return base
+
+    class SafeCacheFile(base):  # type: ignore[misc]
         def save(self, key: Any, data: Any) -> None:
             digest = hashlib.sha256(repr((self._source_stamp, key)).encode()).hexdigest()
             name = self._data_name(int(digest[:12], 16))

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from p2t_jax._vectors import uses as meaning
+from p2t_jax._vectors import meaning, together
 from p2t_jax._vectors.equations import rank_of, resized, shape_of
-from p2t_jax._vectors.origins import DATA, SUMMED, Origin, Value, mixed
+from p2t_jax._vectors.origins import DATA, DIRECT, GAIN, SUMMED, Dims, Origin, Slice, Value, mixed
 from p2t_jax._vectors.uses import Uses
 
 
@@ -49,7 +49,10 @@ def _row(value: Value) -> Value:
 
     def one(origin: Origin) -> Origin:
         here = origin.mapped(lambda dims: dims[1:])
-        return here._replace(slices=(*here.slices, "a row")) if origin.dims else here
+        if not origin.dims:
+            return here
+        axes = tuple(sorted({part.axis for part in origin.dims[0]}))
+        return here._replace(slices=(*here.slices, Slice("a row", axes)))
 
     return value._replace(origins=tuple((p, one(o)) for p, o in value.origins))
 
@@ -72,18 +75,20 @@ def _fixpoint(
 
 
 def _earlier(value: Value) -> Value:
-    """A value at the start of the next turn of a loop: terms of a sum are of other slices then."""
-    return value._replace(
-        origins=tuple(
-            (p, o._replace(slices=("an earlier turn",)) if o.kind == SUMMED else o)
-            for p, o in value.origins
-        )
-    )
+    """A value at the start of the next turn of a loop: its slices are other ones then."""
+
+    def one(origin: Origin) -> Origin:
+        if not origin.slices or origin.kind not in (DIRECT, GAIN, SUMMED):
+            return origin
+        axes = tuple(sorted({axis for s in origin.slices for axis in s.axes}))
+        return origin._replace(slices=(Slice("an earlier turn", axes),))
+
+    return value._replace(origins=tuple((p, one(o)) for p, o in value.origins))
 
 
 def _either(a: Value, b: Value, uses: Uses) -> Value:
     """What is known of a value that is one or the other."""
-    return a if a == b else meaning.joined([a, b], lambda i, dims: dims, uses)
+    return a if a == b else together.joined([a, b], uses, together.either)
 
 
 def _while(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
@@ -107,24 +112,58 @@ def _cond(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
     outs = []
     for cases in zip(*branches, strict=True):
         if which.depends and not any(v.depends for v in cases) and len(set(cases)) > 1:
-            outs.append(meaning.select([DATA, *cases], walk.uses))
+            outs.append(meaning.select([DATA, *cases], walk.uses, whole=True))
         else:
             outs.append(functools.reduce(lambda a, b: _either(a, b, walk.uses), cases))
     return outs
 
 
 def _shard_map(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
-    """The body sees shares of the axes: they are whole where all of the share is used."""
+    """The body sees shares of the axes. They are whole where devices exchange what they made."""
     jaxpr = eqn.params["jaxpr"]
-    inner = [
-        resized(v, shape_of(outside), shape_of(inside))
-        for v, outside, inside in zip(ins, eqn.invars, jaxpr.invars, strict=True)
-    ]
+    exchanged = _exchanged(jaxpr)
+    inner = []
+    for value, spec, outside, inside in zip(
+        ins, eqn.params["in_specs"], eqn.invars, jaxpr.invars, strict=True
+    ):
+        share = resized(value, shape_of(outside), shape_of(inside))
+        alone = [i for i, names in enumerate(spec) if names and not {*_names(names)} & exchanged]
+        inner.append(share.mapped(functools.partial(_a_part, alone, shape_of(outside))))
     outs = walk.run(jaxpr, inner)
     return [
         resized(v, shape_of(inside), shape_of(outside))
         for v, inside, outside in zip(outs, jaxpr.outvars, eqn.outvars, strict=True)
     ]
+
+
+def _a_part(dimensions: Sequence[int], full: Sequence[int], dims: Dims) -> Dims:
+    """Dimensions of which a device has a part that it does not share."""
+    return tuple(
+        tuple(part._replace(total=full[i]) if part.size == part.total else part for part in parts)
+        if i in dimensions
+        else parts
+        for i, parts in enumerate(dims)
+    )
+
+
+def _exchanged(jaxpr: Any) -> set[str]:
+    """The axes of the mesh along which a programme communicates."""
+    found: set[str] = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name not in ("axis_index", "pvary"):
+            found.update(_names(eqn.params.get("axis_name", ())))
+            found.update(_names(eqn.params.get("axes", ())))
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                found |= _exchanged(inner) if hasattr(inner, "eqns") else set()
+    return found
+
+
+def _names(names: Any) -> list[str]:
+    """The names of axes of the mesh, of one or several; other axes are numbers."""
+    several = names if isinstance(names, tuple | list) else (names,)
+    return [name for name in several if isinstance(name, str)]
 
 
 def _split(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:

@@ -1,5 +1,6 @@
 """What single equations of a traced programme do to the values that go into them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2t_jax._host.internals import is_literal, is_traced
-from p2t_jax._vectors import sums
-from p2t_jax._vectors import uses as meaning
+from p2t_jax._vectors import meaning, sums, together
 from p2t_jax._vectors.origins import (
     CONDITIONAL,
     CONSTANT,
@@ -16,9 +16,13 @@ from p2t_jax._vectors.origins import (
     DIRECT,
     FLAT,
     IOTA,
+    MIXED,
+    TRUTH,
+    ZERO,
     Dims,
     Origin,
     Part,
+    Slice,
     Value,
     cut,
     reshaped,
@@ -27,12 +31,14 @@ from p2t_jax._vectors.uses import Uses
 
 
 def constant(const: Any) -> Value:
-    """A constant: known to be 0 to n - 1 along an axis, as a one-hot encoding compares with."""
+    """A constant, which may be 0, or 0 to n - 1 along an axis, as one-hot encodings compare."""
     shape = np.shape(const)
-    long = [axis for axis, n in enumerate(shape) if n > 1]
-    if len(long) != 1 or np.size(const) > 10**6 or is_traced(const):
+    if is_traced(const) or np.size(const) > 10**6 or not jnp.issubdtype(const.dtype, np.number):
         return CONSTANT
-    if not jnp.issubdtype(const.dtype, np.number):
+    if not np.any(const):
+        return Value(False, ((ZERO, Origin(DIRECT, ((),) * len(shape))),))
+    long = [axis for axis, n in enumerate(shape) if n > 1]
+    if len(long) != 1:
         return CONSTANT
     counted = np.array_equal(np.asarray(const).ravel(), np.arange(np.size(const)))
     return _iota(shape, long[0]) if counted else CONSTANT
@@ -55,12 +61,13 @@ def _broadcast_to(
     """A value of which dimension i becomes dimension `where[i]`; along all else it is the same."""
     kept = {j: i for i, j in enumerate(where) if old[i] == new[j]}
     out = value.mapped(lambda d: tuple(d[kept[j]] if j in kept else () for j in range(len(new))))
-    if not value.depends:
-        return out
-    was_flat = out.dims_of(FLAT) or ((),) * len(new)
-    same = tuple(was_flat[j] if j in kept else (Part(0, 1, n, n),) for j, n in enumerate(new))
-    others = [(p, o) for p, o in out.origins if p != FLAT]
-    return Value(True, tuple(sorted([*others, (FLAT, Origin(DIRECT, same))])))
+    wider = any(n > 1 for j, n in enumerate(new) if j not in kept)
+    origins = [(p, o._replace(spread=o.spread or wider)) for p, o in out.origins if p != FLAT]
+    if value.depends:
+        was_flat = out.dims_of(FLAT) or ((),) * len(new)
+        same = [was_flat[j] if j in kept else (Part(0, 1, n, n),) for j, n in enumerate(new)]
+        origins.append((FLAT, Origin(DIRECT, tuple(same))))
+    return Value(value.depends, tuple(sorted(origins)))
 
 
 def _iota(shape: Sequence[int], axis: int) -> Value:
@@ -82,10 +89,7 @@ def rank_of(var: Any) -> int:
 
 def _broadcast(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     old, new = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    value = ins[0]
-    if value.origins or jnp.issubdtype(eqn.outvars[0].aval.dtype, np.integer):
-        return _broadcast_to(value, old, new, eqn.params["broadcast_dimensions"])
-    return value
+    return _broadcast_to(ins[0], old, new, eqn.params["broadcast_dimensions"])
 
 
 def _transpose(eqn: Any, ins: list[Value], uses: Uses) -> Value:
@@ -98,7 +102,10 @@ def _squeeze(eqn: Any, ins: list[Value], uses: Uses) -> Value:
 
 
 def _reshape(eqn: Any, ins: list[Value], uses: Uses) -> Value:
-    return ins[0].mapped(reshaped(shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])))
+    old, order = shape_of(eqn.invars[0]), eqn.params["dimensions"]
+    order = range(len(old)) if order is None else order  # It transposes first.
+    change = reshaped([old[i] for i in order], shape_of(eqn.outvars[0]))
+    return ins[0].mapped(lambda dims: change(tuple(dims[i] for i in order)))
 
 
 def _slice(eqn: Any, ins: list[Value], uses: Uses) -> Value:
@@ -109,30 +116,47 @@ def _slice(eqn: Any, ins: list[Value], uses: Uses) -> Value:
 
 def _dynamic_slice(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     value, *indices = ins
-    where = str([var.val if is_literal(var) else "?" for var in eqn.invars[1:]])
+    # What is taken by the same equation is the same, if its indices are.
+    where = str([var.val if is_literal(var) else f"? {id(eqn)}" for var in eqn.invars[1:]])
     out = meaning.sliced(value, shape_of(eqn.outvars[0]), shape_of(eqn.invars[0]), where)
     return meaning.looked_up(out, any(v.depends for v in indices), uses)
 
 
 def _pad(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     value, padding = ins
-    low_high = [(low, high) for low, high, _ in eqn.params["padding_config"]]
+    config, sizes = eqn.params["padding_config"], shape_of(eqn.invars[0])
+    low_high = [(low, high) for low, high, _ in config]
     if min((n for pair in low_high for n in pair), default=0) < 0:
         value = meaning.sliced(value, [0] * len(low_high), [1] * len(low_high), str(low_high))
-    return meaning.joined([value, padding], lambda i, dims: dims or ((),) * len(low_high), uses)
+    at = tuple(
+        (low, low + n + max(n - 1, 0) * interior)
+        for n, (low, _, interior) in zip(sizes, config, strict=True)
+    )
+    put = Slice("padded", at=at)
+    origins = [
+        (p, o if o.kind == MIXED else o._replace(slices=(*o.slices, put))) for p, o in value.origins
+    ]
+    value = value._replace(origins=tuple(origins))
+    none = ((),) * len(low_high)
+    return together.joined([value, padding], uses, dims_of=lambda i, dims: none if i else dims)
 
 
 def _concatenate(eqn: Any, ins: list[Value], uses: Uses) -> Value:
-    return meaning.joined(ins, lambda i, dims: dims, uses)
+    meet = functools.partial(together.beside, along=eqn.params["dimension"])
+    return together.joined(ins, uses, meet)
 
 
 def _dynamic_update_slice(eqn: Any, ins: list[Value], uses: Uses) -> Value:
-    return meaning.joined(ins[:2], lambda i, dims: dims, uses)
+    return together.joined(ins[:2], uses)
+
+
+def _reverse(eqn: Any, ins: list[Value], uses: Uses) -> Value:
+    return meaning.reordered(ins[0], eqn.params["dimensions"])
 
 
 def _gather(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     value, indices = ins
-    if not value.origins:
+    if not value.parameters:
         uses.ended(indices)
         return DATA if value.depends or indices.depends else CONSTANT
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
@@ -140,7 +164,8 @@ def _gather(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     batching = tuple(numbers.operand_batching_dims)
     kept = [i for i in range(len(full)) if i not in (*numbers.collapsed_slice_dims, *batching)]
     batch = [i for i in range(rank) if i not in numbers.offset_dims]
-    part = meaning.sliced(value, sizes, full, "?") if not batching else value
+    taken = [full[i] if i in batching else size for i, size in enumerate(sizes)]
+    part = meaning.sliced(value, taken, full, f"? {id(eqn)}")
 
     def change(dims: Dims) -> Dims:
         out: list[tuple[Part, ...]] = [()] * rank
@@ -158,30 +183,41 @@ def _gather(eqn: Any, ins: list[Value], uses: Uses) -> Value:
 
 
 def _dot_general(eqn: Any, ins: list[Value], uses: Uses) -> Value:
-    numbers = eqn.params.get("dimension_numbers")
-    if numbers is None:
-        numbers = eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
-    contracted, batch = numbers
-    ranks = [rank_of(var) for var in eqn.invars[:2]]
-    if "ragged_dot_dimension_numbers" in eqn.params:
-        uses.ended(ins[2])
-        return _ragged(eqn, ins[0], ins[1], contracted, uses)
-    free = [
-        [i for i in range(rank) if i not in (*contracted[side], *batch[side])]
-        for side, rank in enumerate(ranks)
+    contracted, batch = eqn.params["dimension_numbers"]
+    shapes = tuple(map(shape_of, (*eqn.invars, *eqn.outvars)))
+    places: list[dict[int, int]] = []
+    n = len(batch[0])
+    for side in (0, 1):
+        free = [i for i in range(len(shapes[side])) if i not in (*contracted[side], *batch[side])]
+        at = {i: j for j, i in enumerate(batch[side])} | {i: n + j for j, i in enumerate(free)}
+        n += len(free)
+        places.append(at)
+    pairs = list(zip(*contracted, strict=True))
+    return sums.contraction(ins[0], ins[1], pairs, places, shapes, uses)
+
+
+def _ragged(eqn: Any, ins: list[Value], uses: Uses) -> Value | None:
+    """Rows of the left side, in groups, with one matrix of the right side for each group."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    contracted, batch = numbers.dot_dimension_numbers
+    rows = numbers.lhs_ragged_dimensions
+    if (
+        eqn.params["group_offset"] is not None
+        or batch != ((), ())
+        or any(row in contracted[0] for row in rows)
+        or len(numbers.rhs_group_dimensions) != 1
+    ):
+        return None
+    uses.ended(ins[2])
+    shapes = tuple(map(shape_of, (*eqn.invars[:2], *eqn.outvars)))
+    gone = (contracted[0], (*contracted[1], *numbers.rhs_group_dimensions))
+    free = [[i for i in range(len(shapes[side])) if i not in gone[side]] for side in (0, 1)]
+    places = [
+        {i: j for j, i in enumerate(free[0])},
+        {i: len(free[0]) + j for j, i in enumerate(free[1])},
     ]
-    order = [[*batch[0], *free[0]], [*batch[1]]]
-    places = (
-        {i: j for j, i in enumerate(order[0])},
-        {i: j for j, i in enumerate(order[1])}
-        | {i: len(order[0]) + j for j, i in enumerate(free[1])},
-    )
-    return sums.contraction(ins[0], ins[1], contracted, places, rank_of(eqn.outvars[0]), uses)
-
-
-def _ragged(eqn: Any, left: Value, right: Value, contracted: Any, uses: Uses) -> Value:
-    rank = rank_of(eqn.outvars[0])
-    return sums.contraction(left, right, contracted, ({}, {}), rank, uses)
+    pairs = list(zip(*contracted, strict=True))
+    return sums.contraction(ins[0], ins[1], pairs, places, shapes, uses)
 
 
 def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
@@ -192,10 +228,15 @@ def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
             uses.unclear(p, "it is the input of a convolution, with a kernel that depends on data")
     if kernel.depends and not image.depends:
         image = CONSTANT
-    image_dims = tuple(numbers.lhs_spec[1:])
-    kernel_dims = tuple(numbers.rhs_spec[1:])
-    rank = rank_of(eqn.outvars[0])
-    return sums.contraction(image, kernel, (image_dims, kernel_dims), ({}, {}), rank, uses)
+    pairs = list(zip(numbers.lhs_spec[1:], numbers.rhs_spec[1:], strict=True))
+    places = [
+        {numbers.lhs_spec[0]: numbers.out_spec[0]},
+        {numbers.rhs_spec[0]: numbers.out_spec[1]},
+    ]
+    if eqn.params["batch_group_count"] > 1:
+        places[0] = {}
+    shapes = tuple(map(shape_of, (*eqn.invars, *eqn.outvars)))
+    return sums.contraction(image, kernel, pairs, places, shapes, uses)
 
 
 def resized(value: Value, old: Sequence[int], new: Sequence[int]) -> Value:
@@ -208,15 +249,14 @@ def resized(value: Value, old: Sequence[int], new: Sequence[int]) -> Value:
 
 
 def _share(parts: tuple[Part, ...], n: int) -> tuple[Part, ...]:
-    if len(parts) == 1 and parts[0].size == parts[0].total:
+    if len(parts) == 1 and parts[0].stride == 1 and parts[0].total in (parts[0].size, n):
         return (Part(parts[0].axis, 1, n, n),)
     return cut(parts)
 
 
-def _all_gather(eqn: Any, ins: list[Value], uses: Uses) -> Value:
-    if not eqn.params["tiled"]:
-        (out,) = meaning.swallowed("all_gather", ins, 1, uses)
-        return out
+def _all_gather(eqn: Any, ins: list[Value], uses: Uses) -> Value | None:
+    if not eqn.params["tiled"] or eqn.params["axis_index_groups"] is not None:
+        return None
     return resized(ins[0], shape_of(eqn.invars[0]), shape_of(eqn.outvars[0]))
 
 
@@ -225,26 +265,31 @@ def _new_iota(eqn: Any, ins: list[Value], uses: Uses) -> Value:
 
 
 def _select(eqn: Any, ins: list[Value], uses: Uses) -> Value:
-    return meaning.select(broadcast_ones(eqn, ins), uses)
+    whole = not shape_of(eqn.invars[0])
+    return meaning.select(broadcast_ones(eqn, ins), uses, whole=whole)
 
 
-def _reverse(eqn: Any, ins: list[Value], uses: Uses) -> Value:
-    return ins[0]
+def _convert(eqn: Any, ins: list[Value], uses: Uses) -> Value:
+    out = meaning.elementwise("convert_element_type", ins, uses)
+    if not (out.depends and eqn.invars[0].aval.dtype == np.bool_):
+        return out
+    truth = TRUTH, Origin(DIRECT, ((),) * rank_of(eqn.outvars[0]))
+    return out._replace(origins=tuple(sorted([*out.origins, truth])))
 
 
-RULES: dict[str, Callable[[Any, list[Value], Uses], Value]] = {
+RULES: dict[str, Callable[[Any, list[Value], Uses], Value | None]] = {
     "all_gather": _all_gather,
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
     "conv_general_dilated": _conv,
+    "convert_element_type": _convert,
     "dot_general": _dot_general,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "gather": _gather,
     "iota": _new_iota,
     "pad": _pad,
-    "ragged_dot": _dot_general,
-    "ragged_dot_general": _dot_general,
+    "ragged_dot_general": _ragged,
     "reshape": _reshape,
     "rev": _reverse,
     "select_n": _select,

@@ -4,12 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from p2t_jax._host.internals import is_literal
-from p2t_jax._vectors import sums
-from p2t_jax._vectors import uses as meaning
+from p2t_jax._vectors import meaning, sums
 from p2t_jax._vectors.control import CONTROL
 from p2t_jax._vectors.equations import RULES, broadcast_ones, constant
-from p2t_jax._vectors.origins import CONSTANT, DATA, Value
-from p2t_jax._vectors.primitives import CALLS, COLLECTIVES, ELEMENTWISE, IDENTITY, NOISE, REDUCTIONS
+from p2t_jax._vectors.origins import CONSTANT, DATA, Value, contracted, is_contracted
+from p2t_jax._vectors.primitives import (
+    CALLS,
+    COLLECTIVES,
+    ELEMENTWISE,
+    IDENTITY,
+    NOISE,
+    PROGRAMMES,
+    REDUCTIONS,
+    SUMS_OF_DEVICES,
+    has_unknown_parameters,
+)
 from p2t_jax._vectors.uses import Use, Uses
 
 
@@ -24,7 +33,14 @@ class Flow:
     def run(self, closed: Any, values: Sequence[Value]) -> list[Value]:
         """What a programme makes of values; where it repeats, it is not walked through again."""
         jaxpr = getattr(closed, "jaxpr", closed)
-        names = list(dict.fromkeys(p for v in values for p, _ in v.parameters))
+        names = list(
+            dict.fromkeys(
+                contracted(p) if is_contracted(p) else p
+                for v in values
+                for p, _ in v.origins
+                if p >= 0 or is_contracted(p)
+            )
+        )
         local = {p: i for i, p in enumerate(names)}
         key = (id(closed), tuple(_renamed(v, local) for v in values))
         if key not in self._seen:
@@ -60,24 +76,35 @@ class Flow:
             known = self._known(name, eqn, ins)
         except (AttributeError, KeyError):  # Another version of JAX may describe it differently.
             known = None
-        return meaning.swallowed(name, ins, outs, self.uses) if known is None else known
+        if known is not None:
+            return known
+        may_sum = name in _MAY_SUM or name.startswith(("cumsum", "reduce_window"))
+        return meaning.swallowed(name, ins, outs, self.uses, may_sum=may_sum)
 
     def _known(self, name: str, eqn: Any, ins: list[Value]) -> list[Value] | None:
+        if has_unknown_parameters(name, eqn.params):
+            return None
         if name in CALLS:
-            return self.run(eqn.params[CALLS[name]], ins)
+            (programme,) = (eqn.params[key] for key in PROGRAMMES if key in eqn.params)
+            return self.run(programme, ins)
         if name in CONTROL:
             return CONTROL[name](self, eqn, ins)
         if name in RULES:
-            return [RULES[name](eqn, ins, self.uses)]
+            found = RULES[name](eqn, ins, self.uses)
+            return None if found is None else [found]
         if name in ELEMENTWISE:
             return [meaning.elementwise(name, broadcast_ones(eqn, ins), self.uses)]
         if name in REDUCTIONS:
             return [sums.reduced(name, ins[0], eqn.params["axes"], self.uses)]
-        if len(eqn.outvars) == len(ins) and name in COLLECTIVES:
+        if name in SUMS_OF_DEVICES:
+            return [meaning.across_devices(name, value, self.uses) for value in ins]
+        if name in COLLECTIVES:
             return [meaning.elementwise(name, [value], self.uses) for value in ins]
-        return ins if len(eqn.outvars) == len(ins) and name in IDENTITY else None
+        return ins if name in IDENTITY else None
 
 
+# What a rule knows, but for its parameters, that sums or may have sums in it.
+_MAY_SUM = {*CALLS, *CONTROL, *RULES, *REDUCTIONS}
 # Where values without origins in parameters matter: one-hot encodings, and what has a programme.
 _LOOKED_INTO = {*CALLS, *CONTROL, *RULES, "eq"}
 
@@ -85,7 +112,13 @@ _LOOKED_INTO = {*CALLS, *CONTROL, *RULES, "eq"}
 def _renamed(value: Value, names: dict[int, int]) -> Value:
     if not value.origins:
         return value
-    renamed = ((names[p] if p >= 0 else p, origin) for p, origin in value.origins)
+
+    def new(p: int) -> int:
+        if is_contracted(p):
+            return contracted(names[contracted(p)])
+        return names[p] if p >= 0 else p
+
+    renamed = ((new(p), origin) for p, origin in value.origins)
     return value._replace(origins=tuple(sorted(renamed)))
 
 

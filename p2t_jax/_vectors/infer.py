@@ -10,7 +10,7 @@ import numpy as np
 from p2t_jax._vectors import origins
 from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
 from p2t_jax._vectors.flow import Flow
-from p2t_jax._vectors.match import VectorSpec, axes_of, pair
+from p2t_jax._vectors.match import FLOATS, VectorSpec, axes_of, pair
 from p2t_jax._vectors.paths import is_box, named_leaves
 from p2t_jax._vectors.uses import Use
 
@@ -44,8 +44,10 @@ def infer_vectors(
         and pass as `vectors`.
 
     Raises:
-        ValueError: If neither the use of a parameter nor `otherwise` determines its axes; if there
-            are no arrays among `inputs`.
+        TypeError: If `otherwise` gives axes to a parameter of a dtype that cannot be permuted.
+        ValueError: If neither the use of a parameter nor `otherwise` determines its axes; if one
+            of complex numbers or integers is contracted with the inputs and has no None from
+            `otherwise`; if there are no arrays among `inputs`.
 
     Example:
         >>> import jax, jax.numpy as jnp, p2t_jax as p2t
@@ -119,8 +121,8 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _is_parameter(leaf: Any) -> bool:
-    """Scalars have no axes, and integers are not weights."""
-    return _is_array(leaf) and np.ndim(leaf) > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    """Whether a leaf may be weights. Scalars have no axes; booleans and random keys are none."""
+    return _is_array(leaf) and np.ndim(leaf) > 0 and jnp.issubdtype(leaf.dtype, jnp.number)
 
 
 def _decided(leaf: Any, uses: list[Use]) -> tuple[int, ...] | str | None:
@@ -128,6 +130,8 @@ def _decided(leaf: Any, uses: list[Use]) -> tuple[int, ...] | str | None:
     if not _is_parameter(leaf):
         return None
     kinds = {use.kind for use in uses}
+    if leaf.dtype.name not in FLOATS:
+        return _not_permutable(leaf, kinds)
     unclear = sorted({use.why for use in uses if use.kind == "unclear"})
     if "accumulated" in kinds and "elementwise" not in kinds:
         unclear.append("slices of it are multiplied elementwise, and the products added")
@@ -149,6 +153,23 @@ def _decided(leaf: Any, uses: list[Use]) -> tuple[int, ...] | str | None:
         return None
     indirect = sorted({use.why for use in uses})
     return "; ".join(indirect) or "it meets nothing that depends on the inputs"
+
+
+def _not_permutable(leaf: Any, kinds: set[str]) -> str | None:
+    """The reason to ask for weights of a dtype that cannot be permuted; None if it is no weight.
+
+    An integer is a weight only where it is contracted with data, as quantized weights are. Others
+    are counters, or indices.
+    """
+    weights = {"contracted"}
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        weights |= {"accumulated", "unclear"}
+    if not kinds & weights:
+        return None
+    return (
+        f"its dtype {leaf.dtype.name} cannot be permuted, only {', '.join(FLOATS)}: give it None, "
+        "or leave it out of params"
+    )
 
 
 def _unflatten(params: Any, axes: list[tuple[int, ...] | None]) -> Any:

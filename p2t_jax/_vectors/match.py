@@ -7,13 +7,11 @@ a vector runs. The other axes enumerate vectors. `None` means that a parameter i
     (*k, in, out)  axes 0..k     out vectors of prod(k) * in     a convolution
 """
 
-import functools
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import jax
-import jax.export
+import jax.numpy as jnp
 import numpy as np
 
 from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
@@ -32,7 +30,7 @@ from p2t_jax._vectors.paths import (
 
 VectorSpec: TypeAlias = VectorRule | str | Any  # a rule, its name, or a (prefix) tree of axes
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None, ...]:
@@ -106,82 +104,22 @@ def _has_gaps(tree: Any) -> bool:
 def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     """The axes that a rule, its name, or axes give a leaf."""
     rule = named_rule(spec) if isinstance(spec, str) else spec
-    axes = rule(path, leaf) if callable(rule) else rule
+    try:
+        axes = rule(path, leaf) if callable(rule) else rule
+    except UnknownVectorsError:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return None  # A counter, a table of indices, a random key: no layer has such weights.
+        raise
     if axes is None:
         return None
     found = positions(axes, path, leaf)
-    if leaf.dtype.name not in _FLOATS:
+    if leaf.dtype.name not in FLOATS:
         raise TypeError(
             f"vectors: axes {axes!r} for {show(path)} of shape {np.shape(leaf)}: expected a "
-            f"dtype of {', '.join(_FLOATS)}, got dtype {leaf.dtype.name}. Give it None."
+            f"dtype of {', '.join(FLOATS)}, got dtype {leaf.dtype.name}. Give it None, or leave it "
+            "out of params."
         )
     return found
-
-
-@jax.tree_util.register_static
-class VectorAxes(NamedTuple):
-    """The axes of a tree's weight vectors, as an optimizer state remembers them.
-
-    It is part of the state's structure, not an array. It holds one immutable string, which can be
-    compared, pickled and serialized everywhere. It is also a rule: `walk(weights, state.vectors)`
-    gives the leaves with the axes that they had.
-
-    `optax.tree.map_params` initializes the state once more, with a placeholder for the parameters,
-    and expects the same structure. So the axes of a tree without leaves are equal to any.
-
-    Attributes:
-        axes_by_path: a JSON object of axes, or null for what is not permuted, by path.
-
-    Example:
-        >>> VectorAxes.of({("Dense_0", "kernel"): (0,), ("Dense_0", "bias"): None})
-        VectorAxes(axes_by_path='{"Dense_0/kernel": [0], "Dense_0/bias": null}')
-    """
-
-    # A NamedTuple with a string: Flax serializes those whether or not it was imported before.
-    axes_by_path: str = "{}"
-
-    @classmethod
-    def of(cls, axes: Mapping[Path, tuple[int, ...] | None]) -> "VectorAxes":
-        """Remembers axes by path."""
-        return cls(json.dumps({"/".join(path): leaf_axes for path, leaf_axes in axes.items()}))
-
-    def __call__(self, path: Path, leaf: Any = None) -> tuple[int, ...] | None:
-        """The axes of the leaf at a path, or None if it is not permuted."""
-        del leaf
-        axes = _parsed(self.axes_by_path)
-        if "/".join(path) not in axes:
-            raise ValueError(f"vectors: {show(path)} is not among the parameters: {list(axes)}.")
-        leaf_axes = axes["/".join(path)]
-        return None if leaf_axes is None else tuple(leaf_axes)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, VectorAxes):
-            return False  # or a plain tuple would decide
-        return self.axes_by_path == other.axes_by_path or "{}" in (
-            self.axes_by_path,
-            other.axes_by_path,
-        )
-
-    def __ne__(self, other: object) -> bool:  # or it would be the tuple's
-        return not self == other
-
-    def __hash__(self) -> int:  # equal objects must have equal hashes, and one is equal to all
-        return hash(VectorAxes)
-
-
-@functools.lru_cache(maxsize=64)
-def _parsed(axes_by_path: str) -> dict[str, list[int] | None]:
-    parsed: dict[str, list[int] | None] = json.loads(axes_by_path)
-    return parsed
-
-
-jax.export.register_pytree_node_serialization(
-    VectorAxes,
-    serialized_name="p2t_jax.VectorAxes",
-    serialize_auxdata=lambda node: node.axes_by_path.encode(),
-    deserialize_auxdata=lambda data: VectorAxes(data.decode()),
-    from_children=lambda node, children: node,
-)
 
 
 def pair(

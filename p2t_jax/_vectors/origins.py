@@ -22,6 +22,23 @@ class Part(NamedTuple):
 
 Dims: TypeAlias = tuple[tuple[Part, ...], ...]
 
+
+class Slice(NamedTuple):
+    """What was taken of a parameter, where it is not all of it, or where it was put.
+
+    Two values that have the same origins are the same elements only if these are equal, too.
+
+    Attributes:
+        where: its indices.
+        axes: the axes that are not all there, or not in their order.
+        at: for padding, the first index and the one after the last along each dimension.
+    """
+
+    where: str
+    axes: tuple[int, ...] = ()
+    at: tuple[tuple[int, int], ...] = ()
+
+
 # How a value is made of a parameter. These depend on the parameters alone:
 DIRECT = "direct"  # element by element
 GAIN = "gain"  # element by element, but broadcast along axes that another parameter has
@@ -44,12 +61,15 @@ class Origin(NamedTuple):
         dims: for each dimension, the parts of the parameter's axes that it is made of.
         slices: which slices of the parameter it is, where it is not all of it.
         why: for MIXED, what it went through.
+        spread: for MIXED, whether it is the same along a dimension, as a mean or a norm is. A
+            parameter that it scales or shifts keeps its axes.
     """
 
     kind: str
     dims: Dims
-    slices: tuple[str, ...] = ()
+    slices: tuple[Slice, ...] = ()
     why: str = ""
+    spread: bool = False
 
     def mapped(self, change: Callable[[Dims], Dims]) -> "Origin":
         """The origin with other dimensions."""
@@ -60,8 +80,11 @@ class Value(NamedTuple):
     """What is known of a value: whether it depends on the inputs, and its origins by parameter.
 
     A parameter is its index. Negative numbers stand for what is followed in the same way: numbers
-    0 to n - 1 along a dimension (IOTA), integers that are the same along one (FLAT), and numbers
-    of which one along a dimension is not zero (ONE_HOT).
+    0 to n - 1 along a dimension (IOTA), numbers that are the same along one (FLAT), that are a 1
+    and zeros along one (ONE_HOT), that are 0 or 1 (TRUTH) or
+    all 0 (ZERO), and products of two values that depend
+    on the inputs, which each vary along dimensions of their own (OUTER). `contracted(p)` stands for
+    the axes that parameter p has left where it has been contracted.
     """
 
     depends: bool
@@ -78,13 +101,28 @@ class Value(NamedTuple):
         """The origins in parameters."""
         return [(p, o) for p, o in self.origins if p >= 0]
 
+    @property
+    def neurons(self) -> list[tuple[int, Origin]]:
+        """The axes that are left of parameters that were contracted: they enumerate neurons."""
+        return [(p, o) for p, o in self.origins if is_contracted(p)]
+
     def dims_of(self, pseudo: int) -> Dims:
-        """The dimensions of IOTA, FLAT or ONE_HOT; none where it is not that."""
+        """The dimensions of IOTA, FLAT, ONE_HOT, TRUTH or OUTER; none where it is not that."""
         return next((o.dims for p, o in self.origins if p == pseudo), ())
 
 
-FLAT, IOTA, ONE_HOT = -3, -2, -1
+ZERO, OUTER, TRUTH, FLAT, IOTA, ONE_HOT = -6, -5, -4, -3, -2, -1
 CONSTANT, DATA = Value(False), Value(True)
+
+
+def contracted(p: int) -> int:
+    """The number that stands for parameter p after its contraction; of that number, p."""
+    return -10 - p
+
+
+def is_contracted(p: int) -> bool:
+    """Whether a number stands for a parameter that has been contracted."""
+    return p <= -10
 
 
 def mixed(why: str) -> Origin:

@@ -26,6 +26,8 @@ _MAYBE_EMBEDDING = re.compile(
     r"emb|(^|_)(tok|token|vocab|word|char|pos|wte|wpe|table|codebook)s?(_|$)"
 )
 _MAYBE_NORM = re.compile(r"norm|^(ln|bn|gn|rms)_?\d*$")
+# Layers whose axes are an argument of their own, so that a kernel of any rank may be of any order.
+_ANY_ORDER = re.compile("einsum")
 _MAYBE_TRANSPOSED = re.compile(r"trans|deconv|upconv|up_conv|conv_?up|tconv|convt")
 
 
@@ -40,6 +42,7 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     ====================================================  ====  ====================================
     any                                                   0, 1  None
     `scale`, `..._bias`, `...embedding`, `cls_token` ...  any   None
+    any, module `...einsum...`                            2+    *error*: its axes are your choice
     `kernel`, module `c_attn`, `c_fc`, `c_proj`           2     *error*: either order is in use
     `kernel`, `recurrent_kernel`; `w`, `w1`, `weights`    2     0
     `kernel` below an unnamed scan or vmap                3+    *error*: use `stacked`
@@ -56,7 +59,9 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     the same. Attention is recognized by one of Linen's own names (`MultiHeadDotProductAttention_0`)
     or by a kernel in which heads times their size is the number of features. A stack of layers
     under a name of your own looks like a single layer with one more dimension: use `infer_vectors`,
-    or wrap the rule in `stacked` for such paths.
+    or wrap the rule in `stacked` for such paths. Nor can a name of your own tell what the layer is:
+    a kernel of rank 2 is taken for that of a Dense, although it may be that of an `Einsum`, and a
+    convolution for one that is not transposed.
 
     Args:
         path: the parameter's path in plain names.
@@ -77,6 +82,7 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     rank = len(shape)
     if rank <= 1 or _NO_VECTORS.fullmatch(name):
         return None
+    _refuse_einsum("flax_vectors", path, leaf, module)
     if rank == 2 and re.fullmatch(r"(recurrent_)?kernel|w(eights)?_?\d*", name):
         if name == "kernel" and module in ("c_attn", "c_fc", "c_proj"):
             why = "such a kernel is (in, out) in some models and (out, in) in others"
@@ -98,7 +104,7 @@ def _flax_convolution(path: Path, shape: tuple[int, ...], module: str) -> AxesLi
         return -2
     if re.fullmatch(r"Conv_\d+", own_name) and _one_size(sizes):
         return _all_but(-1, rank)
-    if _MAYBE_TRANSPOSED.search(module) or re.search("local|depthwise|separable", module):
+    if _MAYBE_TRANSPOSED.search(module) or re.search("local|depthwise|separable|general", module):
         return None
     odd = all(size % 2 for size in sizes)  # ConvLocal has the sizes of its output there.
     if "conv" in module and odd and _one_size(sizes):
@@ -142,6 +148,7 @@ def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
     any                                                   0, 1  None
     `..._bias`, `...embedding`, `cls_token`, ...          any   None
     any, module `...norm...`                              any   None
+    any, module `...einsum...`                            2+    *error*: its axes are your choice
     `weight`, module `...emb...`, `ln`, ...               2     *error*: Linear or not
     `weight`, `weight_ih`, `weight_hh`                    2     1
     `weight`, module `...conv...`                         3     1, 2
@@ -176,6 +183,7 @@ def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
         return _equinox_layer(path, leaf, layer)
     if "norm" in module:
         return None
+    _refuse_einsum("equinox_vectors", path, leaf, module)
     if rank == 2 and name in ("weight", "weight_ih", "weight_hh"):
         if _MAYBE_EMBEDDING.search(module) or _MAYBE_NORM.search(module):
             why = "it may be a Linear, an Embedding or a normalization"
@@ -212,6 +220,7 @@ def haiku_vectors(path: Path, leaf: Any) -> AxesLike:
     ====================================================  ====  ====================================
     any                                                   0, 1  None
     `b`, `scale`, `offset`, `bias`, `...embedding`, ...   any   None
+    any, module `...einsum...`                            2+    *error*: its axes are your choice
     `w`, `w_i`, `w_h`, `weights`                          2     0
     `w` below an unnamed `layer_stack`                    3+    *error*: use `stacked`
     `w`, module `...conv...transpose...`                  3+    all but -2
@@ -238,6 +247,7 @@ def haiku_vectors(path: Path, leaf: Any) -> AxesLike:
     rank = len(shape)
     if rank <= 1 or name == "b" or _NO_VECTORS.fullmatch(name):
         return None
+    _refuse_einsum("haiku_vectors", path, leaf, module)
     if rank == 2 and name in ("w", "w_i", "w_h", "weights"):
         return 0
     if name == "w":
@@ -257,6 +267,13 @@ def _last_names(path: Path) -> tuple[str, str]:
 
 def _all_but(axis: int, rank: int) -> tuple[int, ...]:
     return tuple(a for a in range(rank) if a != axis % rank)
+
+
+def _refuse_einsum(rule: str, path: Path, leaf: Any, module: str) -> None:
+    """Stops at a layer whose axes are an argument of its own."""
+    if _ANY_ORDER.search(module):
+        why = "the axes of such a layer are what its equation says, which the name does not tell"
+        raise UnknownVectorsError(rule, path, leaf, why)
 
 
 def _refuse_stack(rule: str, path: Path, leaf: Any) -> None:

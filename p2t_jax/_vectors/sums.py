@@ -1,8 +1,11 @@
 """What operations that sum over axes do to parameters: reductions, and products with data."""
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
+from p2t_jax._vectors import bilinear
+from p2t_jax._vectors.meaning import elementwise
 from p2t_jax._vectors.origins import (
     CHOSEN,
     CONDITIONAL,
@@ -19,18 +22,20 @@ from p2t_jax._vectors.origins import (
     Origin,
     Part,
     Value,
+    contracted,
     mixed,
 )
-from p2t_jax._vectors.uses import Uses, elementwise
+from p2t_jax._vectors.uses import Uses
 
 
 def reduced(name: str, value: Value, axes: Sequence[int], uses: Uses) -> Value:
     """A reduction over dimensions, which are left out."""
     keep = [i for i in range(_rank(value)) if i not in axes]
     out: dict[int, Origin] = {}
-    for p, origin in value.origins:
-        if p < 0:
-            continue
+    if name == "reduce_sum":
+        left = value.mapped(lambda dims: tuple(dims[i] for i in keep))
+        out |= {p: origin for p, origin in left.neurons if any(origin.dims)}
+    for p, origin in value.parameters:
         if origin.kind == MIXED:
             out[p] = origin
             continue
@@ -54,50 +59,100 @@ def _rank(value: Value) -> int:
 def contraction(
     left: Value,
     right: Value,
-    contracted: tuple[Sequence[int], Sequence[int]],
-    places: tuple[dict[int, int], dict[int, int]],
-    rank: int,
+    contracted_dims: Sequence[tuple[int, int]],
+    places: bilinear.Places,
+    shapes: Sequence[Sequence[int]],
     uses: Uses,
 ) -> Value:
-    """A dot product: sums over the dimensions `contracted` of both sides.
+    """A dot product: sums over pairs of dimensions, one of each side.
 
-    `places` has the dimension of the result where each other dimension of a side goes.
+    Args:
+        left: one side.
+        right: the other side.
+        contracted_dims: the pairs of dimensions, of the left and of the right side.
+        places: for each side, the dimension of the result where each of its other dimensions goes.
+        shapes: of the left side, of the right side, and of the result.
+        uses: the record of what becomes of parameters.
+
+    Returns:
+        The result.
     """
+    rank = len(shapes[2])
+    if not contracted_dims:
+        return _outer_product(left, right, places, shapes[2], uses)
     if not left.origins and not right.origins:
         return DATA if left.depends or right.depends else CONSTANT
-    moved = [functools.partial(_moved, side, rank) for side in places]
-    if not contracted[0]:
-        return elementwise("mul", list(map(Value.mapped, (left, right), moved)), uses)
-    depends = left.depends or right.depends
     out: dict[int, Origin] = {}
-    for side, (value, other) in enumerate(((left, right), (right, left))):
-        hot = other.dims_of(ONE_HOT)
-        by_one_hot = bool(hot) and any(hot[i] for i in contracted[1 - side])
-        for p, origin in value.parameters:
-            if origin.kind == MIXED:
-                if depends:
-                    uses.indirect(p, origin.why)
-                else:
-                    out[p] = origin
-                continue
-            parts = [part for i in contracted[side] for part in origin.dims[i]]
-            after = origin.mapped(moved[side])
-            if not depends:
-                why = "it first meets " + (
-                    "another parameter" if other.parameters else "a constant"
-                )
-                lost = mixed(f"{why}, in a dot product")
-                out[p] = lost if parts or other.parameters else after
-            elif origin.kind in CONDITIONAL:
-                _contract_waiting(p, origin, parts, other, uses)
-            elif by_one_hot:
-                out[p] = after._replace(kind=LOOKED_UP)
+    for number, (value, other) in enumerate(((left, right), (right, left))):
+        pairs = contracted_dims if number == 0 else [(b, a) for a, b in contracted_dims]
+        out |= _one_side(value, other, pairs, number, places, shapes, uses)
+        out |= bilinear.contract_again((left, right), number, pairs, places, rank, uses)
+    return Value(left.depends or right.depends, tuple(sorted(out.items())))
+
+
+def _outer_product(
+    left: Value, right: Value, places: bilinear.Places, shape: Sequence[int], uses: Uses
+) -> Value:
+    moved = [
+        value.mapped(functools.partial(_moved, side, len(shape)))
+        for value, side in zip((left, right), places, strict=True)
+    ]
+    out = elementwise("mul", moved, uses)
+    if not (left.depends and right.depends):
+        return out
+    known = bilinear.outer_product_of_data(left, right, places, shape)
+    return out._replace(origins=tuple(sorted((dict(out.origins) | known).items())))
+
+
+def _one_side(
+    value: Value,
+    other: Value,
+    pairs: Sequence[tuple[int, int]],
+    number: int,
+    places: bilinear.Places,
+    shapes: Sequence[Sequence[int]],
+    uses: Uses,
+) -> dict[int, Origin]:
+    """What a dot product does to the parameters on one side of it."""
+    depends = value.depends or other.depends
+    side, rank = places[number], len(shapes[2])
+    by_one_hot = _looks_up(other.dims_of(ONE_HOT), pairs, shapes[number])
+    out: dict[int, Origin] = {}
+    for p, origin in value.parameters:
+        if origin.kind == MIXED:
+            if depends:
+                uses.indirect(p, origin.why)
             else:
-                uses.contracted(p, origin, parts)
-    return Value(depends, tuple(sorted(out.items())))
+                out[p] = origin
+            continue
+        parts = [part for i, _ in pairs for part in origin.dims[i]]
+        after = origin.mapped(functools.partial(_moved, side, rank))
+        if not depends:
+            why = "another parameter" if other.parameters else "a constant"
+            lost = mixed(f"it first meets {why}, in a dot product")
+            out[p] = lost if parts or other.parameters else after
+        elif origin.kind in CONDITIONAL and not (origin.kind == CHOSEN and parts and other.depends):
+            _contract_waiting(p, origin, parts, other, uses)
+        elif by_one_hot:
+            out[p] = after._replace(kind=LOOKED_UP)
+        else:
+            bilinear.check_contraction(p, origin, other, pairs, uses)
+            uses.contracted(p, origin, parts)
+            rest = bilinear.neurons_of(origin, side, places, rank)
+            out |= {contracted(p): rest} if rest else {}
+    return out
 
 
-def _moved(places: dict[int, int], rank: int, dims: Dims) -> Dims:
+def _looks_up(hot: Dims, pairs: Sequence[tuple[int, int]], shape: Sequence[int]) -> bool:
+    """Whether a dot product takes one of all that it could sum: with a one-hot encoding.
+
+    The other dimensions that it sums over must have size 1.
+    """
+    sizes = [(shape[mine], math.prod(p.size for p in hot[its])) for mine, its in pairs if hot]
+    return any(hot[its] for _, its in pairs if hot) and all(n in (1, m) for n, m in sizes)
+
+
+def _moved(places: Mapping[int, int], rank: int, dims: Dims) -> Dims:
     """The dimensions of a side at their places in the result."""
     out: list[tuple[Part, ...]] = [()] * rank
     for i, j in places.items():
@@ -118,8 +173,6 @@ def _contract_waiting(
             uses.elementwise(p, origin)
     elif not parts or not other.depends:
         uses.elementwise(p, origin)
-    elif origin.kind == CHOSEN:
-        uses.contracted(p, origin, parts)
     else:
         how = "looked up" if origin.kind == LOOKED_UP else "put beside values that depend on inputs"
         uses.unclear(p, f"it is {how}, and then contracted")

@@ -130,6 +130,7 @@ def chords(
     members = np.unique(_inputs.subset_places(subset, w.size))
     source = _checked_source(source, w.size, members)
     pairs = _checked_pairs(permissible, w.size, members)
+    seed = _inputs.whole_number("seed", seed)
     signs = None
     if recommendations is not None:
         r = _inputs.real_vector("recommendations", recommendations, w.size)[members]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from p2t_jax import _leaves
+from p2t_jax import _checks, _leaves
 from p2t_jax._vectors import AxesLike
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -28,6 +28,14 @@ def axes_or_current(ax: Axes | None) -> Axes:
     if not (ax is None or isinstance(ax, Axes)):
         raise TypeError(f"ax: expected Axes of Matplotlib, got {ax!r}.")
     return plt.gca() if ax is None else ax
+
+
+def whole_number(name: str, value: Any) -> int:
+    """A number such as 5 or 5.0, at least 0, as an int."""
+    number = _checks.real_scalar(name, value)
+    if number is None or not number.is_integer() or number < 0:
+        raise ValueError(f"{name}: must be a whole number, at least 0, got {value}.")
+    return int(value)
 
 
 def real_array(name: str, value: Any) -> Array:
@@ -91,12 +99,13 @@ def weight_matrix(weights: Any, vectors: AxesLike) -> Array:
 
 def picture(name: str, vector: Array, shape: tuple[int, int]) -> Array:
     """A weight vector as rows and columns."""
-    if np.shape(shape) != (2,) or math.prod(shape) != vector.size:
+    pair = [whole_number("shape", size) for size in shape] if np.shape(shape) == (2,) else []
+    if not pair or math.prod(pair) != vector.size:
         raise ValueError(
             f"shape: expected rows and columns with a product of {vector.size}, the size of "
             f"{name}, got {shape}."
         )
-    return vector.reshape(shape)
+    return vector.reshape(pair)
 
 
 def signed_colors(weights: Array) -> dict[str, Any]:

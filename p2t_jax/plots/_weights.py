@@ -68,6 +68,8 @@ def profile(
             f"subset: expected a single weight vector, got {m} in weights of shape "
             f"{np.shape(weights)}."
         )
+    seed = _inputs.whole_number("seed", seed)
+    max_points = _inputs.whole_number("max_points", max_points)
     if sort:
         if marked is not None:
             marked = np.flatnonzero(np.isin(np.argsort(matrix[:, 0], kind="stable"), marked))

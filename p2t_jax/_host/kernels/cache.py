@@ -1,8 +1,10 @@
 """How kernels are compiled: without the GIL, and cached on disk where that can be written."""
 
 import functools
+import hashlib
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -22,8 +24,15 @@ def jit(function: _Function, **options: Any) -> _Function:
             _say_once()
             dispatcher = compile_()(function)
         else:
-            use_safe_cache(dispatcher)
+            use_safe_cache(dispatcher, _stamp())
     return cast(_Function, dispatcher)
+
+
+@functools.cache
+def _stamp() -> str:
+    """A hash of all kernels, which call each other."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @functools.cache

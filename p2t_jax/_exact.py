@@ -9,9 +9,9 @@ import numpy as np
 import optax
 
 from p2t_jax import _leaves, _ranking, _updates
-from p2t_jax._host.per_row import permute_vectors
+from p2t_jax._host.host_choice import host_choice
 from p2t_jax._host.permutation import Array, Permutation
-from p2t_jax._host.switch import host_callbacks
+from p2t_jax._host.permute import permute_vectors
 from p2t_jax._sgperm import CyclePermutationState
 from p2t_jax._synchronize import SynchronizeState
 from p2t_jax._vectors import Path, VectorSpec, named_leaves
@@ -96,7 +96,7 @@ def _permuted(
         return theta
     phi = _phi(state, {path: _leaves.in_jax(leaves[path]) for path in theta})
     permuted = _ranking.give_ranking(
-        list(axes.values()), list(theta.values()), phi, host_callback=host_callbacks(None)
+        list(axes.values()), list(theta.values()), phi, host_callback=host_choice(None)
     )
     now = dict(zip(theta, permuted, strict=True))
     if state.theta_synchronized is None:
@@ -168,9 +168,7 @@ def is_permutation(
     bits = [_leaves.bits(leaf.array, initial) for leaf, initial in pairs]
 
     def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-        return permute_vectors(
-            _SortBits(), axes, leaves, leaves, host_callback=host_callbacks(None)
-        )
+        return permute_vectors(_SortBits(), axes, leaves, leaves, host_callback=host_choice(None))
 
     now = sorted_bits([now for now, _ in bits])
     before = sorted_bits([before for _, before in bits])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from p2t_jax._host.switch import HostCallback
+from p2t_jax._host.host_choice import HostCallback
 from p2t_jax._synchronize import synchronize
 from p2t_jax._vectors import VectorSpec
 

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from p2t_jax._host.per_row import permute_vectors
+from p2t_jax._host.host_choice import HostCallback
 from p2t_jax._host.permutation import Permutation
-from p2t_jax._host.switch import HostCallback
+from p2t_jax._host.permute import permute_vectors
 from p2t_jax._leaves import Axes
 
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _checks, _cycles, _leaves, _updates
-from p2t_jax._host import per_row
-from p2t_jax._host.internals import is_traced
-from p2t_jax._host.per_row import permute_vectors
+from p2t_jax._host.host_choice import HostCallback, host_choice
 from p2t_jax._host.permutation import Permutation
-from p2t_jax._host.switch import HostCallback, host_callbacks
+from p2t_jax._host.permute import permute_vectors
+from p2t_jax._host.shares import gathered, own_shares
+from p2t_jax._jax_internals import is_traced
 from p2t_jax._vectors import VectorAxes, VectorSpec
 
 Lower: TypeAlias = Literal["mean", "smallest"]
@@ -233,7 +233,7 @@ def cycle_permutation(
             raise ValueError(f"{name}: must be one of {', '.join(choices)}, got {choice!r}.")
     for name, value in (("aggressiveness", aggressiveness), ("partition_ratio", partition_ratio)):
         _checks.hyperparameter(functools.partial(_checks.ratio, name), value)
-    if not host_callbacks(host_callback) and priority != "nearest":
+    if not host_choice(host_callback) and priority != "nearest":
         raise ValueError(f'priority: must be "nearest" without host callbacks, got {priority!r}.')
     search = _Search(_LOWER.index(lower), _PRIORITY.index(priority))
 
@@ -259,15 +259,8 @@ def cycle_permutation(
         step = _updates.take_apart(updates, state.theta, state.vectors, params)
         alpha = _value("aggressiveness", aggressiveness, state.sgperm_step)
         lambda_ = _value("partition_ratio", partition_ratio, state.sgperm_step)
-        axes = [leaf.axes for leaf in step.moving]
         operands = _operands(step.moving, jnp.where(lambda_ > 0, alpha, 0), lambda_, state)
-        if share_over is not None:
-            operands, whole = _share(axes, operands, share_over)
-        permuted = permute_vectors(
-            search, axes, operands[0], *operands, host_callback=host_callbacks(host_callback)
-        )
-        if share_over is not None:
-            permuted = _gather(axes, permuted, whole, share_over)
+        permuted = _permuted(search, step.moving, operands, share_over, host_callback)
 
         new = [None if u is None else jnp.zeros_like(u) for u in step.updates]
         for leaf, theta in zip(step.moving, permuted, strict=True):
@@ -303,6 +296,23 @@ class _Search(Permutation):
         return _cycles.search(theta, *operands[1:], mean=_LOWER[self.lower] == "mean")
 
 
+def _permuted(
+    search: _Search,
+    moving: Sequence[_updates.Moving],
+    operands: Sequence[Sequence[jax.Array]],
+    share_over: Any,
+    host_callback: HostCallback | None,
+) -> list[jax.Array]:
+    """The parameters after the search, of which each device along `share_over` does a share."""
+    axes = [leaf.axes for leaf in moving]
+    if share_over is None:
+        return permute_vectors(search, axes, operands[0], *operands, host_callback=host_callback)
+    _checks.device_index("share_over", share_over)
+    mine = own_shares(axes, operands, share_over)
+    found = permute_vectors(search, axes, mine[0], *mine, host_callback=host_callback)
+    return gathered(axes, found, [leaf.weights.shape for leaf in moving], share_over)
+
+
 def _value(name: str, hyperparameter: Any, step: jax.Array) -> jax.Array:
     value = hyperparameter(step) if callable(hyperparameter) else hyperparameter
     _checks.ratio(name, value)
@@ -334,38 +344,3 @@ def _operands(
             for i, shape in enumerate(shapes)
         ],
     ]
-
-
-def _share(
-    axes: Sequence[_leaves.Axes], operands: Sequence[Sequence[jax.Array]], share_over: Any
-) -> tuple[list[list[jax.Array]], list[tuple[int, ...]]]:
-    """This device's share of the weight vectors of each parameter, and the shapes of the whole."""
-    device, devices = _checks.device_index("share_over", share_over), jax.lax.axis_size(share_over)
-    whole = [leaf.shape for leaf in operands[0]]
-
-    def share(array: jax.Array, axis: int | None) -> jax.Array:
-        if axis is None:
-            return array
-        array = per_row.pad(array, axis, devices)
-        size = array.shape[axis] // devices
-        return jax.lax.dynamic_slice_in_dim(array, device * size, size, axis)
-
-    shares = list(map(_leaves.row_axis, whole, axes))
-    return [list(map(share, group, shares)) for group in operands], whole
-
-
-def _gather(
-    axes: Sequence[_leaves.Axes],
-    shares: Sequence[jax.Array],
-    whole: Sequence[tuple[int, ...]],
-    share_over: Any,
-) -> list[jax.Array]:
-    """The inverse of `_share`: the same parameters on all devices."""
-
-    def gather(array: jax.Array, shape: tuple[int, ...], axis: int | None) -> jax.Array:
-        if axis is None:
-            return array
-        array = jax.lax.all_gather(array, share_over, axis=axis, tiled=True, to="invarying")
-        return jax.lax.slice_in_dim(array, 0, shape[axis], axis=axis)
-
-    return list(map(gather, shares, whole, map(_leaves.row_axis, whole, axes)))

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from p2t_jax import _checks, _leaves, _ranking, _updates
-from p2t_jax._host.internals import is_traced, varying_axes, varying_like
-from p2t_jax._host.switch import HostCallback, host_callbacks
+from p2t_jax._host.host_choice import HostCallback, host_choice
+from p2t_jax._jax_internals import is_traced, varying_axes, varying_like
 from p2t_jax._replace import replace_if
 from p2t_jax._vectors import VectorAxes, VectorSpec
 
@@ -96,7 +96,7 @@ def synchronize(
             sync_step=jnp.zeros((), jnp.int32),
             lookahead_step=jnp.zeros((), jnp.int32),
             theta_sorted=jax.tree.unflatten(
-                jax.tree.structure(params), _sorted(leaves, host_callbacks(host_callback))
+                jax.tree.structure(params), _sorted(leaves, host_choice(host_callback))
             ),
             feedback_error=jax.tree.map(_no_error, params) if remembers else None,
             theta_synchronized=(
@@ -128,7 +128,7 @@ def synchronize(
         given = [_given(leaf, error, agreed, m, average_over) for leaf in leaves]
         axes = tuple(leaf.axes for leaf in step.moving)
         synchronized = functools.partial(
-            _synchronized, axes, average_over, host_callbacks(host_callback)
+            _synchronized, axes, average_over, host_choice(host_callback)
         )
         theta = [leaf.param for leaf in leaves]
         theta_sorted = [leaf.weights for leaf in step.moving]

@@ -247,9 +247,9 @@ def doors_in(compiled):
 
 def spy_on_the_host(monkeypatch):
     """One entry for each call of the host: (vectors, weights in each) of every leaf given to it."""
-    from p2t_jax._host import doors
+    from p2t_jax._host import by_ffi, by_pure_callback
 
-    calls, lock, run = [], threading.Lock(), doors.find_positions
+    calls, lock, run = [], threading.Lock(), by_ffi.find_positions
 
     def spy(permutation, axes, operands, outs):
         shapes = []
@@ -260,7 +260,8 @@ def spy_on_the_host(monkeypatch):
             calls.append(tuple(shapes))
         run(permutation, axes, operands, outs)
 
-    monkeypatch.setattr(doors, "find_positions", spy)
+    for door in (by_ffi, by_pure_callback):
+        monkeypatch.setattr(door, "find_positions", spy)
     return calls
 
 

@@ -5,6 +5,7 @@ of their own.
 """
 
 import functools
+import importlib
 import json
 import os
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from helpers import OPTIMIZERS, assert_identical, expected
 
-from p2t_jax._host import doors, ffi
+from p2t_jax._host import by_ffi, ffi, permute
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 SAFE = jax.__version_info__ >= (0, 12)  # for `jax.pure_callback`
@@ -42,7 +43,7 @@ def test_many_devices():
     assert doors_of("laperm", False) == doors_of("sgperm", False) == []
 
 
-@pytest.mark.parametrize("cores", [1, CORES])
+@pytest.mark.parametrize("cores", sorted({1, CORES}))
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to take cores away")
 def test_one_device(cores):
     """SGPerm's door is `jax.pure_callback`, unless that could hang."""
@@ -74,7 +75,9 @@ def test_the_environment_can_choose_the_ffi():
 
 @pytest.mark.parametrize("way", ["by_ffi", "by_pure_callback"])
 def test_both_doors_lead_to_the_same_parameters(way, name, monkeypatch):
-    monkeypatch.setattr(doors, "door", lambda *_: getattr(doors, way))
+    monkeypatch.setattr(
+        permute, "door", lambda *_: getattr(importlib.import_module(f"p2t_jax._host.{way}"), way)
+    )
     params, state = helpers.train_jit(OPTIMIZERS[name]())  # anew, since programmes are kept
     assert_identical((params, state), expected(name)[:2])
 
@@ -164,7 +167,7 @@ for make in OPTIMIZERS.values():
 
 def call(attributes, operands, out=(6, 2), dtype=np.uint16, **more):
     types = [jax.ShapeDtypeStruct(out, dtype)]
-    ffi_call = jax.ffi.ffi_call(doors.TARGET, types)
+    ffi_call = jax.ffi.ffi_call(by_ffi.TARGET, types)
     attribute = attributes if isinstance(attributes, str) else json.dumps(attributes)
     (positions,) = jax.jit(lambda *x: ffi_call(*x, call=attribute, **more))(*operands)
     return np.asarray(positions)

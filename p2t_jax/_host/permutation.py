@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from p2t_jax import _leaves
-from p2t_jax._host.sharing import share
+from p2t_jax._host.kernels import LANES
+from p2t_jax._host.run_jobs import run_jobs
 from p2t_jax._leaves import Axes
 
 Array: TypeAlias = npt.NDArray[Any]
 
 # Weights per job: enough to hide the cost of a job, few enough to share and to fit in a cache.
 _JOB = 1 << 15
-_TOGETHER = 16  # A kernel copies this many vectors together; a job has a multiple of them.
 
 
 class Permutation(abc.ABC):
@@ -76,6 +76,15 @@ def position_dtype(n: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if n <= 1 << 16 else np.uint32)
 
 
+def position_types(values: Sequence[Any], axes: Sequence[Axes]) -> list[jax.ShapeDtypeStruct]:
+    """The types of the positions of the weights in some arrays."""
+    lengths = [_leaves.vector_length(x.shape, a) for x, a in zip(values, axes, strict=True)]
+    return [
+        jax.ShapeDtypeStruct(x.shape, position_dtype(n))
+        for x, n in zip(values, lengths, strict=True)
+    ]
+
+
 def by_operand(flat: Sequence[Any], axes: Sequence[Axes]) -> list[Sequence[Any]]:
     """Splits `flat`, an array for each parameter of the first operand, then of the second, etc."""
     n = len(axes)
@@ -109,12 +118,12 @@ def find_positions(
     for leaf_axes, out, *leaf in zip(axes, blocks, *by_operand(flat, axes), strict=True):
         operands = [_leaves.to_block(array, leaf_axes) for array in leaf]
         outer, n, inner = out.shape
-        step = -(-_JOB // max(1, n) // _TOGETHER) * _TOGETHER
+        step = -(-_JOB // max(1, n) // LANES) * LANES  # kernels copy so many vectors together
         jobs += [
             (*operands, out, start, min(start + step, outer * inner))
             for start in range(0, outer * inner if n else 0, step)
         ]
-    share(lambda job: permutation.on_host(*job), jobs)
+    run_jobs(lambda job: permutation.on_host(*job), jobs)
     for leaf_axes, out, block in zip(axes, outs, blocks, strict=True):
         if not np.may_share_memory(out, block):  # the axes of its vectors are not neighbours
             out[...] = _leaves.from_block(block, out.shape, leaf_axes)

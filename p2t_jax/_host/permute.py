@@ -18,12 +18,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from p2t_jax import _leaves
-from p2t_jax._host import doors, internals
+from p2t_jax._host.doors import door
+from p2t_jax._host.host_choice import HostCallback, host_choice
 from p2t_jax._host.permutation import Permutation, by_operand, compile_for
-from p2t_jax._host.switch import HostCallback
+from p2t_jax._host.shares import across_devices
+from p2t_jax._jax_internals import Placement, primitive, varying_like
 from p2t_jax._leaves import Axes
 
 
@@ -32,7 +34,7 @@ def permute_vectors(
     axes: Sequence[Axes],
     values: Sequence[jax.Array],
     *operands: Sequence[jax.Array],
-    host_callback: HostCallback,
+    host_callback: HostCallback | None = None,
 ) -> list[jax.Array]:
     """Permute the weight vectors of many parameters at once.
 
@@ -42,19 +44,30 @@ def permute_vectors(
         values: what is permuted, one array for each parameter.
         *operands: what the permutation depends on: lists of as many arrays. They may have other
             dtypes, and size 1 along the vector axes: one number for each vector.
-        host_callback: False for plain JAX everywhere; "ffi" to call the host through XLA's FFI on
-            CPUs.
+        host_callback: the user's choice, see `set_host_callback`; None for that of the process.
 
     Returns:
         One array for each parameter, of the shape, dtype and sharding of its values.
     """
     if not values:
         return []
-    if not host_callback:
+    choice = host_choice(host_callback)
+    if not choice:
         return _in_jax(permutation, axes, values, *operands)
-    varying = [internals.varying_like(*leaf) for leaf in zip(values, *operands, strict=True)]
+    varying = [varying_like(*leaf) for leaf in zip(values, *operands, strict=True)]
     flat = [leaf for group in (varying, *operands) for leaf in group]
-    return list(_permute(permutation, host_callback == "ffi", tuple(axes), *flat))
+    return list(_permute(permutation, choice == "ffi", tuple(axes), *flat))
+
+
+def _in_jax(
+    permutation: Permutation, axes: Sequence[Axes], *operands: Sequence[jax.Array]
+) -> list[jax.Array]:
+    results = []
+    for leaf_axes, *leaf in zip(axes, *operands, strict=True):
+        rows = permutation.in_jax(*(_leaves.to_rows(array, leaf_axes) for array in leaf))
+        array = _leaves.from_rows(rows, leaf[0].shape, leaf_axes)
+        results.append(_leaves.sharded_like(array, leaf[0]))
+    return results
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -65,6 +78,11 @@ def _permute(
         *flat, permutation=permutation, by_ffi=by_ffi, axes=axes
     )
     return results
+
+
+def _abstract_eval(*avals: Any, axes: Sequence[Axes], **params: Any) -> Any:
+    del params
+    return list(avals[: len(axes)])
 
 
 @_permute.defjvp
@@ -87,7 +105,7 @@ def _places(array: jax.Array, axes: Axes) -> jax.Array:
     others = [size for axis, size in enumerate(array.shape) if axis not in axes]
     rows = jnp.broadcast_to(jnp.arange(n, dtype=jnp.uint32), (*others, n))
     places = _leaves.sharded_like(_leaves.from_rows(rows, array.shape, axes), array)
-    return internals.varying_like(places, array)
+    return varying_like(places, array)
 
 
 def _take(array: jax.Array, positions: jax.Array, axes: Axes) -> jax.Array:
@@ -97,97 +115,7 @@ def _take(array: jax.Array, positions: jax.Array, axes: Axes) -> jax.Array:
     return _leaves.sharded_like(_leaves.from_rows(taken, array.shape, axes), array)
 
 
-def _flat_in_jax(*flat: jax.Array, permutation: Permutation, axes: Sequence[Axes]) -> Any:
-    return _in_jax(permutation, axes, *by_operand(flat, axes))
-
-
-def _in_jax(
-    permutation: Permutation, axes: Sequence[Axes], *operands: Sequence[jax.Array]
-) -> list[jax.Array]:
-    results = []
-    for leaf_axes, *leaf in zip(axes, *operands, strict=True):
-        rows = permutation.in_jax(*(_leaves.to_rows(array, leaf_axes) for array in leaf))
-        array = _leaves.from_rows(rows, leaf[0].shape, leaf_axes)
-        results.append(_leaves.sharded_like(array, leaf[0]))
-    return results
-
-
-def pad(array: jax.Array, axis: int, multiple: int) -> jax.Array:
-    """Append zeros along an axis, up to a multiple of the number of shares."""
-    widths = [(0, -size % multiple if i == axis else 0) for i, size in enumerate(array.shape)]
-    return jnp.pad(array, widths)
-
-
-def _across_devices(
-    *flat: jax.Array, devices: int, permutation: Permutation, by_ffi: bool, axes: Sequence[Axes]
-) -> list[Any]:
-    """Every device of a partitioned programme calls the host with its share of the vectors."""
-    # The mesh of the context or of the operands' types; if there is none, a new one.
-    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in flat)]
-    mesh: Any = next(
-        (mesh for mesh in meshes if not mesh.empty),
-        AbstractMesh((devices,), ("vectors",), axis_types=(AxisType.Auto,)),
-    )
-    n = len(axes)
-    share_axes = [_leaves.row_axis(x.shape, axes[i % n]) for i, x in enumerate(flat)]
-    specs = [
-        PartitionSpec(*(mesh.axis_names if i == axis else None for i in range(x.ndim)))
-        for x, axis in zip(flat, share_axes, strict=True)
-    ]
-    shares = [
-        x if axis is None else pad(x, axis, devices)
-        for x, axis in zip(flat, share_axes, strict=True)
-    ]
-    with jax.sharding.use_abstract_mesh(mesh):
-        explicit = AxisType.Explicit in mesh.axis_types
-        if explicit:
-            shares = [
-                jax.reshard(x, NamedSharding(mesh, spec))
-                for x, spec in zip(shares, specs, strict=True)
-            ]
-        results = jax.shard_map(
-            lambda *local: _permute_p.bind(
-                *local, permutation=permutation, by_ffi=by_ffi, axes=axes
-            ),
-            in_specs=tuple(specs),
-            out_specs=specs[:n],
-            check_vma=False,  # a parameter that is a single vector is searched by every device
-        )(*shares)
-        whole = []
-        for x, result, axis in zip(flat, results, share_axes, strict=False):
-            if explicit:
-                result = jax.reshard(result, jax.typeof(x).sharding)
-            if axis is not None:
-                result = jax.lax.slice_in_dim(result, 0, x.shape[axis], axis=axis)
-            whole.append(result)
-    return whole
-
-
-def _lower(
-    placement: internals.Placement,
-    on_cpu: bool,
-    types: Sequence[Any],
-    *,
-    permutation: Permutation,
-    by_ffi: bool,
-    axes: Sequence[Axes],
-) -> Callable[..., Any]:
-    if permutation.same_in_jax and not (placement.per_device and on_cpu):
-        return functools.partial(_flat_in_jax, permutation=permutation, axes=axes)
-    if not placement.per_device:
-        return functools.partial(
-            _across_devices,
-            devices=placement.devices,
-            permutation=permutation,
-            by_ffi=by_ffi,
-            axes=axes,
-        )
-    compile_for(permutation, axes, types)
-    door = doors.door(permutation, on_cpu, by_ffi)
-    return functools.partial(door, permutation=permutation, axes=axes)
-
-
-def _batch(*args: jax.Array, axes: Sequence[Axes], **params: Any) -> Any:
+def _batching_rule(*args: jax.Array, axes: Sequence[Axes], **params: Any) -> Any:
     shifted = tuple(tuple(axis + 1 for axis in leaf_axes) for leaf_axes in axes)
     return _permute_p.bind(*map(_mapped_like(args), args), axes=shifted, **params)
 
@@ -207,15 +135,35 @@ def _mapped_like(args: Sequence[jax.Array]) -> Callable[[jax.Array], jax.Array]:
     return mapped
 
 
-def _abstract_eval(*avals: Any, axes: Sequence[Axes], **params: Any) -> Any:
-    del params
-    return list(avals[: len(axes)])
+def _lowering(
+    placement: Placement,
+    on_cpu: bool,
+    types: Sequence[Any],
+    *,
+    permutation: Permutation,
+    by_ffi: bool,
+    axes: Sequence[Axes],
+) -> Callable[..., Any]:
+    if permutation.same_in_jax and not (placement.per_device and on_cpu):
+        return functools.partial(_flat_in_jax, permutation=permutation, axes=axes)
+    if not placement.per_device:
+        on_each = functools.partial(
+            _permute_p.bind, permutation=permutation, by_ffi=by_ffi, axes=axes
+        )
+        return functools.partial(across_devices, on_each, placement.devices, axes)
+    compile_for(permutation, axes, types)
+    call = door(permutation, on_cpu, by_ffi)
+    return functools.partial(call, permutation=permutation, axes=axes)
 
 
-_permute_p = internals.primitive(
+def _flat_in_jax(*flat: jax.Array, permutation: Permutation, axes: Sequence[Axes]) -> Any:
+    return _in_jax(permutation, axes, *by_operand(flat, axes))
+
+
+_permute_p = primitive(
     "permute_vectors",
     _abstract_eval,
-    _batch,
-    _lower,
+    _batching_rule,
+    _lowering,
     static=("permutation", "by_ffi", "axes"),
 )

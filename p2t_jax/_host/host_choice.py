@@ -41,7 +41,7 @@ def set_host_callback(enabled: HostCallback) -> None:
     _default = _checked("enabled", enabled, 'True, False or "ffi"')
 
 
-def host_callbacks(choice: HostCallback | None) -> HostCallback:
+def host_choice(choice: HostCallback | None) -> HostCallback:
     """The choice of one optimizer, or the default of the process."""
     if choice is None:
         return _default

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 
 from p2t_jax import _leaves, _ranking, _updates
-from p2t_jax._host.host_choice import host_choice
 from p2t_jax._host.permutation import Array, Permutation
 from p2t_jax._host.permute import permute_vectors
 from p2t_jax._sgperm import CyclePermutationState
@@ -95,9 +94,7 @@ def _permuted(
     if isinstance(state, CyclePermutationState):
         return theta
     phi = _phi(state, {path: _leaves.in_jax(leaves[path]) for path in theta})
-    permuted = _ranking.give_ranking(
-        list(axes.values()), list(theta.values()), phi, host_callback=host_choice(None)
-    )
+    permuted = _ranking.give_ranking(list(axes.values()), list(theta.values()), phi)
     now = dict(zip(theta, permuted, strict=True))
     if state.theta_synchronized is None:
         return now
@@ -168,7 +165,7 @@ def is_permutation(
     bits = [_leaves.bits(leaf.array, initial) for leaf, initial in pairs]
 
     def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-        return permute_vectors(_SortBits(), axes, leaves, leaves, host_callback=host_choice(None))
+        return permute_vectors(_SortBits(), axes, leaves, leaves)
 
     now = sorted_bits([now for now, _ in bits])
     before = sorted_bits([before for _, before in bits])

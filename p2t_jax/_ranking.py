@@ -17,14 +17,14 @@ from p2t_jax._leaves import Axes
 
 
 def sort(
-    axes: Sequence[Axes], w: Sequence[jax.Array], *, host_callback: HostCallback = True
+    axes: Sequence[Axes], w: Sequence[jax.Array], *, host_callback: HostCallback | None = None
 ) -> list[jax.Array]:
     """Sorts weight vectors: theta_sorted of Algorithm 2.
 
     Args:
         axes: for each array, the ascending axes along which its vectors run.
         w: arrays of weight vectors.
-        host_callback: whether the host may sort, where that is faster.
+        host_callback: the user's choice; None for that of the process.
 
     Returns:
         Arrays of the same shapes and dtypes, each vector ascending.
@@ -37,7 +37,7 @@ def give_ranking(
     theta_sorted: Sequence[jax.Array],
     phi: Sequence[jax.Array],
     *,
-    host_callback: HostCallback = True,
+    host_callback: HostCallback | None = None,
 ) -> list[jax.Array]:
     r"""Gives sorted weights the ranking of a reference: \theta = \theta_{sorted}[R(\phi)].
 
@@ -45,7 +45,7 @@ def give_ranking(
         axes: for each array, the ascending axes along which its vectors run.
         theta_sorted: arrays of weight vectors, each ascending.
         phi: the references, of the same shapes.
-        host_callback: whether the host may rank, where that is faster.
+        host_callback: the user's choice; None for that of the process.
 
     Returns:
         Arrays of the same shapes and dtypes, each vector a permutation of that of `theta_sorted`.

@@ -86,6 +86,7 @@ def synchronize(
     _checks.hyperparameter(_check_period, sync_period)
     _checks.whole("sync_period", sync_period)
     _checks.hyperparameter(_check_feedback, error_feedback)
+    host_choice(host_callback)
     # Only a plain number can be known to be 0 wherever `init` runs, inside `jit` as well.
     remembers = not (isinstance(error_feedback, int | float) and error_feedback == 0)
 
@@ -96,7 +97,7 @@ def synchronize(
             sync_step=jnp.zeros((), jnp.int32),
             lookahead_step=jnp.zeros((), jnp.int32),
             theta_sorted=jax.tree.unflatten(
-                jax.tree.structure(params), _sorted(leaves, host_choice(host_callback))
+                jax.tree.structure(params), _sorted(leaves, host_callback)
             ),
             feedback_error=jax.tree.map(_no_error, params) if remembers else None,
             theta_synchronized=(
@@ -127,9 +128,7 @@ def synchronize(
             leaves = leaves + step.others
         given = [_given(leaf, error, agreed, m, average_over) for leaf in leaves]
         axes = tuple(leaf.axes for leaf in step.moving)
-        synchronized = functools.partial(
-            _synchronized, axes, average_over, host_choice(host_callback)
-        )
+        synchronized = functools.partial(_synchronized, axes, average_over, host_callback)
         theta = [leaf.param for leaf in leaves]
         theta_sorted = [leaf.weights for leaf in step.moving]
         changes = replace_if(synchronized, synchronizes, given, theta, theta_sorted, m)
@@ -180,7 +179,7 @@ def _given(
 def _synchronized(
     axes: tuple[_leaves.Axes, ...],
     average_over: Any,
-    host_callback: HostCallback,
+    host_callback: HostCallback | None,
     given: list[_Change],
     theta: list[jax.Array],
     theta_sorted: list[jax.Array],
@@ -299,7 +298,7 @@ def _check_feedback(m: Any) -> None:
         raise ValueError(f"error_feedback: must be in [0, 1], got {m}.")
 
 
-def _sorted(leaves: list[_leaves.Leaf], host_callback: HostCallback) -> list[Any]:
+def _sorted(leaves: list[_leaves.Leaf], host_callback: HostCallback | None) -> list[Any]:
     if any(isinstance(leaf.array, jax.ShapeDtypeStruct) for leaf in leaves):
         # Optax optimizers can be initialized with shapes alone, to get those of the state.
         return [leaf.array for leaf in leaves]

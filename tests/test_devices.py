@@ -338,8 +338,9 @@ def test_ensemble_of_one_beginning_over_explicit_axes(name):
 # Other processes, because these would hang where they fail
 
 
-def test_hundreds_of_steps_with_collectives_around_the_host(name):
-    helpers.wait_for([helpers.worker("stress", name, devices=8)], 240)
+@pytest.mark.parametrize("door", [(), pytest.param(("ffi",), marks=pytest.mark.slow)])
+def test_hundreds_of_steps_with_collectives_around_the_host(door, name):
+    helpers.wait_for([helpers.worker("stress", name, *door, devices=8)], 360)
 
 
 def test_two_processes(tmp_path):

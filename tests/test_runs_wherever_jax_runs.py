@@ -559,7 +559,20 @@ print(by_default, calls())
         assert run.stdout.strip() == says, run.stderr
 
 
-@pytest.mark.parametrize("bad", [None, 1, "False"])
-def test_the_process_chooses_yes_or_no(bad):
-    with pytest.raises(TypeError, match=r"^enabled: "):
+BAD_CHOICES = pytest.mark.parametrize(
+    ("bad", "error"), [(1, TypeError), (b"ffi", TypeError), ("FFI", ValueError)]
+)
+
+
+@BAD_CHOICES
+def test_an_optimizer_chooses_the_host_in_known_words(bad, error, name):
+    with pytest.raises(error, match=r"^host_callback: must be True, False, .ffi. or None, got"):
+        OPTIMIZERS[name](host_callback=bad)
+
+
+@BAD_CHOICES
+def test_the_process_does_so_too(bad, error):
+    with pytest.raises(error, match=r"^enabled: must be True, False or .ffi., got"):
         p2t.set_host_callback(bad)
+    with pytest.raises(TypeError, match=r"^enabled: "):
+        p2t.set_host_callback(None)

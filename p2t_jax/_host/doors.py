@@ -1,4 +1,4 @@
-"""The two doors to the host, for one device: XLA's FFI, and `jax.pure_callback`.
+"""Which of the two doors to the host: XLA's FFI, or `jax.pure_callback`.
 
 Both find positions for all parameters in one call, and JAX takes the weights. The FFI copies
 nothing and waits for nothing, and its calls can be exported and cached. Before JAX 0.12,

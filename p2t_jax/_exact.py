@@ -1,5 +1,6 @@
 """Exactness: the parameters as a permutation of the initial weights, from any optimizer state."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,8 +9,8 @@ import numpy as np
 import optax
 
 from p2t_jax import _leaves, _updates
-from p2t_jax._host import per_row
-from p2t_jax._host.switch import host_callbacks
+from p2t_jax._host.permutation import Array, Permutation
+from p2t_jax._host.permute import permute_vectors
 from p2t_jax._vectors import Path, VectorSpec, named_leaves
 
 
@@ -109,20 +110,23 @@ def is_permutation(
     bits = [_leaves.bits(leaf.array, initial) for leaf, initial in pairs]
 
     def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-        if host_callbacks(None):
-            return per_row.permute_vectors(_order_on_host, _sorted_rows, axes, leaves, leaves)
-        return per_row.in_jax(_sorted_rows, axes, leaves, leaves)
+        return permute_vectors(_SortBits(), axes, leaves, leaves)
 
     now = sorted_bits([now for now, _ in bits])
     before = sorted_bits([before for _, before in bits])
     return jnp.array([jnp.all(a == b) for a, b in zip(now, before, strict=True)]).all()
 
 
-def _sorted_rows(rows: jax.Array, _: jax.Array) -> jax.Array:
-    return jnp.sort(rows)
+@dataclasses.dataclass(frozen=True)
+class _SortBits(Permutation):
+    """Integers into ascending order, without the kernels that are checked."""
 
+    name = "sort_bits"
 
-def _order_on_host(block: per_row.Array, out: per_row.Array, start: int, stop: int) -> None:
-    for vector in range(start, stop):
-        o, i = divmod(vector, block.shape[2])
-        out[o, :, i] = np.argsort(block[o, :, i])
+    def on_host(self, block: Array, out: Array, start: int, stop: int) -> None:
+        for vector in range(start, stop):
+            o, i = divmod(vector, block.shape[2])
+            out[o, :, i] = np.argsort(block[o, :, i])
+
+    def in_jax(self, values: jax.Array, bits: jax.Array) -> jax.Array:
+        return jax.lax.sort((bits, values), num_keys=1)[1]

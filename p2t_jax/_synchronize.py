@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from p2t_jax import _checks, _leaves, _ranking, _updates
-from p2t_jax._host.internals import is_traced, varying_axes, varying_like
-from p2t_jax._host.switch import host_callbacks
+from p2t_jax._host.host_choice import HostCallback, host_choice
+from p2t_jax._jax_internals import is_traced, varying_axes, varying_like
 from p2t_jax._replace import replace_if
 from p2t_jax._vectors import Path, VectorAxes, VectorSpec, named_leaves
 
@@ -48,9 +48,8 @@ class SynchronizeState(NamedTuple):
         found = _updates.vectors_of_state(self.sync_step, self.theta_sorted, self.vectors, params)
         theta_sorted = [x.weights for x in found]
         theta = _ranking.give_ranking(
-            [x.axes for x in found], theta_sorted, _look_ahead(self, found),
-            host_callback=host_callbacks(None),
-        )  # fmt: skip
+            [x.axes for x in found], theta_sorted, _look_ahead(self, found)
+        )
         now = {x.path: w for x, w in zip(found, theta, strict=True)}
         if self.theta_synchronized is None:
             return now
@@ -74,7 +73,7 @@ def synchronize(
     error_feedback: optax.ScalarOrSchedule = 0.0,
     vectors: VectorSpec = "flax",
     average_over: Any = None,
-    host_callback: bool | None = None,
+    host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The last transformation of LAPerm's chain: every k steps, it reorders the initial weights.
 
@@ -106,6 +105,7 @@ def synchronize(
     _checks.hyperparameter(_check_period, sync_period)
     _checks.whole("sync_period", sync_period)
     _checks.hyperparameter(_check_feedback, error_feedback)
+    host_choice(host_callback)
     # Only a plain number can be known to be 0 wherever `init` runs, inside `jit` as well.
     remembers = not (isinstance(error_feedback, int | float) and error_feedback == 0)
 
@@ -116,7 +116,7 @@ def synchronize(
             sync_step=jnp.zeros((), jnp.int32),
             lookahead_step=jnp.zeros((), jnp.int32),
             theta_sorted=jax.tree.unflatten(
-                jax.tree.structure(params), _sorted(leaves, host_callbacks(host_callback))
+                jax.tree.structure(params), _sorted(leaves, host_callback)
             ),
             feedback_error=jax.tree.map(_no_error, params) if remembers else None,
             theta_synchronized=(
@@ -152,7 +152,7 @@ def synchronize(
             phi = step.moving + step.others
         axes = tuple(parameter.axes for parameter in step.moving)
         changes = replace_if(
-            functools.partial(_synchronized, axes, average_over, host_callbacks(host_callback)),
+            functools.partial(_synchronized, axes, average_over, host_callback),
             synchronizes,
             [_look_ahead_on(parameter, m, average_over) for parameter in phi],
             [parameter.param for parameter in phi],
@@ -205,7 +205,7 @@ def _look_ahead_on(parameter: _updates.Parameter, m: jax.Array, average_over: An
 def _synchronized(
     axes: tuple[_leaves.Axes, ...],
     average_over: Any,
-    host_callback: bool,
+    host_callback: HostCallback | None,
     given: list[_Change],
     theta: list[jax.Array],
     theta_sorted: list[jax.Array],
@@ -318,7 +318,7 @@ def _check_feedback(m: Any) -> None:
         raise ValueError(f"error_feedback: must be in [0, 1], got {m}.")
 
 
-def _sorted(leaves: list[_leaves.Leaf], host_callback: bool) -> list[Any]:
+def _sorted(leaves: list[_leaves.Leaf], host_callback: HostCallback | None) -> list[Any]:
     if any(isinstance(leaf.array, jax.ShapeDtypeStruct) for leaf in leaves):
         # Optax optimizers can be initialized with shapes alone, to get those of the state.
         return [leaf.array for leaf in leaves]

@@ -7,7 +7,7 @@ one needs Matplotlib and has to be imported: `import p2t_jax.plots`.
 
 from p2t_jax import codes, initializers, permutations, profiles, sparse, storage
 from p2t_jax._exact import is_permutation, permuted_params
-from p2t_jax._host.switch import set_host_callback
+from p2t_jax._host.host_choice import set_host_callback
 from p2t_jax._laperm import laperm
 from p2t_jax._sgperm import CyclePermutationState, cycle_permutation, geometric_schedule, sgperm
 from p2t_jax._synchronize import SynchronizeState, synchronize

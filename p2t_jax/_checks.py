@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2t_jax._host.internals import is_traced
+from p2t_jax._jax_internals import is_traced
 
 
 def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | None:

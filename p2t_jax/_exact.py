@@ -1,5 +1,6 @@
 """Exactness: the parameters as a permutation of the initial weights, from any optimizer state."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from p2t_jax import _leaves, _ranking, _updates
-from p2t_jax._host import per_row
-from p2t_jax._host.switch import host_callbacks
-from p2t_jax._sgperm import CyclePermutationState
-from p2t_jax._synchronize import SynchronizeState
+from p2t_jax import _leaves, _updates
+from p2t_jax._host.permutation import Array, Permutation
+from p2t_jax._host.permute import permute_vectors
 from p2t_jax._vectors import Path, VectorSpec, named_leaves
 
 
@@ -50,8 +49,8 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
         >>> p2t.permuted_params(state, params)["kernel"].ravel()
         Array([2., 1., 3.], dtype=float32)
     """
-    nodes = jax.tree.leaves(state, is_leaf=_holds_weights)
-    states = [node for node in nodes if _holds_weights(node)]
+    nodes = jax.tree.leaves(state, is_leaf=_knows_exact_params)
+    states = [node for node in nodes if _knows_exact_params(node)]
     if not states:
         raise ValueError(
             "state: contains no laperm or sgperm state; pass the full optimizer state (as returned "
@@ -60,68 +59,13 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     leaves = dict(named_leaves(params))
     permuted: dict[Path, Any] = {}
     for node in states:
-        permuted |= _permuted(node, leaves)
+        permuted |= node.exact_params(leaves)
     exact = [permuted.get(path, leaf) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(params), map(_leaves.copy, exact))
 
 
-def _holds_weights(node: Any) -> bool:
-    return isinstance(node, SynchronizeState | CyclePermutationState)
-
-
-def _permuted(
-    state: SynchronizeState | CyclePermutationState, leaves: dict[Path, Any]
-) -> dict[Path, Any]:
-    """The exact parameters that this state gives for some of `leaves`, by path."""
-    if isinstance(state, SynchronizeState):
-        step, weights = state.sync_step, state.theta_sorted
-    else:
-        step, weights = state.sgperm_step, state.theta
-    (step,) = jax.tree.leaves(step)  # flax.nnx puts arrays in boxes
-    if jnp.ndim(step):
-        raise ValueError(
-            f"state: its step must be a scalar, got shape {jnp.shape(step)}. For an ensemble or "
-            "replicas use jax.vmap(p2t_jax.permuted_params)(state, params)."
-        )
-    axes, theta = {}, {}
-    for path, w, leaf_axes in _leaves.walk(weights, state.vectors):
-        leaf = leaves.get(path)
-        if leaf is None or not _leaves.fits(w, leaf):
-            raise _leaves.mismatch("state", path, w, leaf)
-        if leaf_axes is not None:
-            axes[path], theta[path] = leaf_axes, jnp.asarray(w)
-    if isinstance(state, CyclePermutationState):
-        return theta
-    phi = _phi(state, {path: _leaves.in_jax(leaves[path]) for path in theta})
-    permuted = _ranking.give_ranking(
-        list(axes.values()), list(theta.values()), phi, host_callback=host_callbacks(None)
-    )
-    now = dict(zip(theta, permuted, strict=True))
-    if state.theta_synchronized is None:
-        return now
-    (lookahead_step,) = jax.tree.leaves(state.lookahead_step)
-    agree = (step > 0) & (lookahead_step == 0)
-    return {
-        path: jnp.where(agree, w, now.get(path, leaves[path]))
-        for path, w in named_leaves(state.theta_synchronized)
-        if jnp.issubdtype(w.dtype, jnp.inexact)
-    }
-
-
-def _phi(state: SynchronizeState, params: dict[Path, jax.Array]) -> list[jax.Array]:
-    """What LAPerm ranks, whatever the step: the parameters, and what it remembers."""
-    if state.feedback_error is None:
-        return list(params.values())
-    errors, phi = dict(named_leaves(state.feedback_error)), []
-    (lookahead_step,) = jax.tree.leaves(state.lookahead_step)
-    for path, param in params.items():
-        error = jnp.asarray(errors[path])
-        if param.dtype == error.dtype:
-            # After a synchronization they are theta, and their sum with e is z but for rounding.
-            # Parameters in half precision are only near theta; e has what is missing.
-            error = jnp.where(lookahead_step == 0, 0, error)
-        phi.append(param.astype(error.dtype) + _leaves.sharded_like(error, param))
-    return phi
+def _knows_exact_params(node: Any) -> bool:
+    return hasattr(type(node), "exact_params")
 
 
 @_updates.under_any_switch
@@ -166,20 +110,23 @@ def is_permutation(
     bits = [_leaves.bits(leaf.array, initial) for leaf, initial in pairs]
 
     def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-        if host_callbacks(None):
-            return per_row.permute_vectors(_order_on_host, _sorted_rows, axes, leaves, leaves)
-        return per_row.in_jax(_sorted_rows, axes, leaves, leaves)
+        return permute_vectors(_SortBits(), axes, leaves, leaves)
 
     now = sorted_bits([now for now, _ in bits])
     before = sorted_bits([before for _, before in bits])
     return jnp.array([jnp.all(a == b) for a, b in zip(now, before, strict=True)]).all()
 
 
-def _sorted_rows(rows: jax.Array, _: jax.Array) -> jax.Array:
-    return jnp.sort(rows)
+@dataclasses.dataclass(frozen=True)
+class _SortBits(Permutation):
+    """Integers into ascending order, without the kernels that are checked."""
 
+    name = "sort_bits"
 
-def _order_on_host(block: per_row.Array, out: per_row.Array, start: int, stop: int) -> None:
-    for vector in range(start, stop):
-        o, i = divmod(vector, block.shape[2])
-        out[o, :, i] = np.argsort(block[o, :, i])
+    def on_host(self, block: Array, out: Array, start: int, stop: int) -> None:
+        for vector in range(start, stop):
+            o, i = divmod(vector, block.shape[2])
+            out[o, :, i] = np.argsort(block[o, :, i])
+
+    def in_jax(self, values: jax.Array, bits: jax.Array) -> jax.Array:
+        return jax.lax.sort((bits, values), num_keys=1)[1]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from p2t_jax._host.host_choice import HostCallback
 from p2t_jax._synchronize import synchronize
 from p2t_jax._vectors import VectorSpec
 
@@ -17,7 +18,7 @@ def laperm(
     error_feedback: optax.ScalarOrSchedule = 0.0,
     vectors: VectorSpec = "flax",
     average_over: Any = None,
-    host_callback: bool | None = None,
+    host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains by lookahead permutation: an optimizer looks ahead, then the weights are reordered.
 
@@ -67,8 +68,9 @@ def laperm(
             not finite on one device, the mean may be NaN on all; NaN is ranked last. All devices
             must start from the same parameters, and k must be the same on all.
         host_callback: whether ranking may run on the host, as it does on CPUs, where XLA sorts
-            slowly. False for plain JAX, which can be exported and cached. None for the default of
-            the process, see `set_host_callback`.
+            slowly. False for plain JAX everywhere, which can be exported for other platforms.
+            True and "ffi" are the same: XLA's FFI. None for the default of the process, see
+            `set_host_callback`.
 
     Returns:
         A gradient transformation whose `update` needs `params`. Its `init` needs the initial

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import NamedSharding, PartitionSpec
 
-from p2t_jax._host.internals import is_traced
+from p2t_jax._jax_internals import is_traced
 from p2t_jax._vectors import Path, VectorSpec, named_leaves, pair, show, vector_axes
 
 Axes: TypeAlias = tuple[int, ...]

@@ -3,32 +3,33 @@
 Ties are ranked by position. -0.0 equals 0.0, and all NaNs are equal and above every number.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from p2t_jax._host import per_row
+from p2t_jax._host.host_choice import HostCallback
+from p2t_jax._host.permutation import Permutation
+from p2t_jax._host.permute import permute_vectors
 from p2t_jax._leaves import Axes
 
 
 def sort(
-    axes: Sequence[Axes], w: Sequence[jax.Array], *, host_callback: bool = True
+    axes: Sequence[Axes], w: Sequence[jax.Array], *, host_callback: HostCallback | None = None
 ) -> list[jax.Array]:
     """Sorts weight vectors: theta_sorted of Algorithm 2.
 
     Args:
         axes: for each array, the ascending axes along which its vectors run.
         w: arrays of weight vectors.
-        host_callback: whether the host may sort, where that is faster.
+        host_callback: the user's choice; None for that of the process.
 
     Returns:
         Arrays of the same shapes and dtypes, each vector ascending.
     """
-    if not host_callback:
-        return per_row.in_jax(_sorted_rows, axes, w, w)
-    return per_row.permute_vectors(_order_on_host, _sorted_rows, axes, w, w)
+    return permute_vectors(_Sort(), axes, w, w, host_callback=host_callback)
 
 
 def give_ranking(
@@ -36,34 +37,56 @@ def give_ranking(
     theta_sorted: Sequence[jax.Array],
     phi: Sequence[jax.Array],
     *,
-    host_callback: bool = True,
+    host_callback: HostCallback | None = None,
 ) -> list[jax.Array]:
     r"""Gives sorted weights the ranking of a reference: \theta = \theta_{sorted}[R(\phi)].
 
     Args:
         axes: for each array, the ascending axes along which its vectors run.
         theta_sorted: arrays of weight vectors, each ascending.
-        phi: the references, of the same shapes and dtypes.
-        host_callback: whether the host may rank, where that is faster.
+        phi: the references, of the same shapes.
+        host_callback: the user's choice; None for that of the process.
 
     Returns:
         Arrays of the same shapes and dtypes, each vector a permutation of that of `theta_sorted`.
     """
-    if not host_callback:
-        return per_row.in_jax(_ranked_rows, axes, theta_sorted, phi)
-    return per_row.permute_vectors(_rank_on_host, _ranked_rows, axes, theta_sorted, phi)
+    return permute_vectors(_Rank(), axes, theta_sorted, phi, host_callback=host_callback)
 
 
-def _order_on_host(*blocks: Any) -> None:
-    from p2t_jax._host.kernels import radix  # `import p2t_jax` does not wait for Numba
+@dataclasses.dataclass(frozen=True)
+class _Sort(Permutation):
+    """Into ascending order of the operand."""
 
-    radix.order(*blocks)
+    name = "sort"
+
+    def on_host(self, *blocks: Any) -> None:
+        from p2t_jax._host.kernels import radix  # `import p2t_jax` does not wait for Numba
+
+        radix.order(*blocks)
+
+    def in_jax(self, values: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.lax.sort((float_key(w), values), num_keys=1, is_stable=True)[1]
 
 
-def _rank_on_host(*blocks: Any) -> None:
-    from p2t_jax._host.kernels import radix
+@dataclasses.dataclass(frozen=True)
+class _Rank(Permutation):
+    """To the ranking R of the operand: `values[R]`."""
 
-    radix.rank(*blocks)
+    name = "rank"
+
+    def on_host(self, *blocks: Any) -> None:
+        from p2t_jax._host.kernels import radix
+
+        radix.rank(*blocks)
+
+    def in_jax(self, values: jax.Array, phi: jax.Array) -> jax.Array:
+        def one(values: jax.Array, key: jax.Array) -> jax.Array:
+            order = jnp.argsort(key, stable=True)
+            return values.at[order].set(values, unique_indices=True)
+
+        for _ in range(phi.ndim - 1):
+            one = jax.vmap(one)
+        return one(values, float_key(phi))
 
 
 def float_key(w: jax.Array) -> jax.Array:
@@ -80,17 +103,3 @@ def float_key(w: jax.Array) -> jax.Array:
     key = jnp.where(bits >= sign, ~bits, bits | sign)
     key = jnp.where(magnitude > infinity, ~jnp.zeros((), bits.dtype), key)
     return jnp.where(magnitude == 0, sign, key)
-
-
-def _sorted_rows(w: jax.Array, phi: jax.Array) -> jax.Array:
-    return jax.lax.sort((float_key(phi), w), num_keys=1, is_stable=True)[1]
-
-
-def _ranked_rows(theta_sorted: jax.Array, phi: jax.Array) -> jax.Array:
-    def one(theta_sorted: jax.Array, key: jax.Array) -> jax.Array:
-        order = jnp.argsort(key, stable=True)
-        return theta_sorted.at[order].set(theta_sorted, unique_indices=True)
-
-    for _ in range(phi.ndim - 1):
-        one = jax.vmap(one)
-    return one(theta_sorted, float_key(phi))

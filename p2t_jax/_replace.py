@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from p2t_jax._host.internals import is_traced
+from p2t_jax._jax_internals import is_traced
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

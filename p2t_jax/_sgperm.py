@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _checks, _cycles, _leaves, _updates
-from p2t_jax._host import per_row
-from p2t_jax._host.internals import is_traced
-from p2t_jax._host.switch import host_callbacks
-from p2t_jax._vectors import VectorAxes, VectorSpec
+from p2t_jax._host.host_choice import HostCallback, host_choice
+from p2t_jax._host.permutation import Permutation
+from p2t_jax._host.permute import permute_vectors
+from p2t_jax._host.shares import gathered, own_shares
+from p2t_jax._jax_internals import is_traced
+from p2t_jax._vectors import Path, VectorAxes, VectorSpec
 
 Lower: TypeAlias = Literal["mean", "smallest"]
 Priority: TypeAlias = Literal["nearest", "farthest", "random"]
@@ -83,6 +85,11 @@ class CyclePermutationState(NamedTuple):
     theta: optax.Params
     vectors: VectorAxes
 
+    def exact_params(self, params: Mapping[Path, Any]) -> dict[Path, jax.Array]:
+        """The exact values of those of `params` that the state knows, for `permuted_params`."""
+        found = _updates.vectors_of_state(self.sgperm_step, self.theta, self.vectors, params)
+        return {x.path: x.weights for x in found}
+
 
 jax.export.register_namedtuple_serialization(
     CyclePermutationState, serialized_name="p2t_jax.CyclePermutationState"
@@ -99,7 +106,7 @@ def sgperm(
     priority: Priority = "nearest",
     vectors: VectorSpec = "flax",
     share_over: Any = None,
-    host_callback: bool | None = None,
+    host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains by stochastic gradient permutation: each step moves weights along disjoint cycles.
 
@@ -140,8 +147,10 @@ def sgperm(
         share_over: the axis of a `pmap` or `shard_map` over which parameters are replicated: each
             device then searches its share of the neurons, and the results are gathered. Gradients
             must have been averaged.
-        host_callback: whether the search runs on the host, where it is by far the fastest. False
-            for plain JAX, which can be exported and cached; it draws other partitions of the same
+        host_callback: whether the search runs on the host, where it is by far the fastest: True,
+            through `jax.pure_callback` where that is safe; or "ffi", on CPUs through XLA's FFI,
+            which is faster, and whose programmes can be cached and exported. False for plain JAX,
+            which can be exported for other platforms; it draws other partitions of the same
             distribution. None for the default, see `set_host_callback`.
 
     Returns:
@@ -192,7 +201,7 @@ def cycle_permutation(
     priority: Priority = "nearest",
     vectors: VectorSpec = "flax",
     share_over: Any = None,
-    host_callback: bool | None = None,
+    host_callback: HostCallback | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The last transformation of SGPerm's chain: it turns updates into permutations.
 
@@ -229,18 +238,18 @@ def cycle_permutation(
             raise ValueError(f"{name}: must be one of {', '.join(choices)}, got {choice!r}.")
     for name, value in (("aggressiveness", aggressiveness), ("partition_ratio", partition_ratio)):
         _checks.hyperparameter(functools.partial(_checks.ratio, name), value)
-    if not host_callbacks(host_callback) and priority != "nearest":
+    if not host_choice(host_callback) and priority != "nearest":
         raise ValueError(f'priority: must be "nearest" without host callbacks, got {priority!r}.')
     search = _Search(_LOWER.index(lower), _PRIORITY.index(priority))
 
     @_updates.under_any_switch
     def init_fn(params: optax.Params) -> CyclePermutationState:
-        _, axes = _updates.initial(params, vectors)
+        _, axes = _updates.checked_init(params, vectors)
         return CyclePermutationState(
             sgperm_step=jnp.zeros((), jnp.int32),
             # Raw data, since not every checkpointer restores typed keys.
             sgperm_key=jax.random.bits(_checks.random_key("key", key), (2,), jnp.uint32),
-            theta=jax.tree.map(_updates.kept, params),
+            theta=jax.tree.map(_updates.copied, params),
             vectors=axes,
         )
 
@@ -252,47 +261,58 @@ def cycle_permutation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, CyclePermutationState]:
         del extra_args
-        step = _updates.take_apart(updates, state.theta, state.vectors, params)
+        step = _updates.checked(updates, params, state.vectors, state.theta)
         alpha = _value("aggressiveness", aggressiveness, state.sgperm_step)
         lambda_ = _value("partition_ratio", partition_ratio, state.sgperm_step)
-        axes = [leaf.axes for leaf in step.moving]
         operands = _operands(step.moving, jnp.where(lambda_ > 0, alpha, 0), lambda_, state)
-        if share_over is not None:
-            operands, whole = _share(axes, operands, share_over)
-        if host_callbacks(host_callback):
-            permuted = per_row.permute_vectors(search, None, axes, operands[0], *operands)
-        else:
-            permuted = per_row.in_jax(search.in_jax, axes, *operands)
-        if share_over is not None:
-            permuted = _gather(axes, permuted, whole, share_over)
+        permuted = _permuted(search, step.moving, operands, share_over, host_callback)
 
-        new = [None if u is None else jnp.zeros_like(u) for u in step.updates]
-        for leaf, theta in zip(step.moving, permuted, strict=True):
-            dtype = jnp.result_type(leaf.param, leaf.update)
-            new[leaf.number] = theta.astype(dtype) - leaf.param.astype(dtype)
-            step.weights[leaf.number] = theta
-        return step.tree(new), state._replace(
-            sgperm_step=optax.safe_increment(state.sgperm_step), theta=step.tree(step.weights)
+        held = jax.tree.map(jnp.zeros_like, updates)
+        return step.put_theta(held, permuted), state._replace(
+            sgperm_step=optax.safe_increment(state.sgperm_step),
+            theta=step.put(state.theta, step.moving, permuted),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Search:
-    """The search on the host. Equal ones do the same, so that programmes are compiled once."""
+class _Search(Permutation):
+    """SGPerm's search. In plain JAX it draws other subsets, and has priority "nearest" only."""
 
     lower: int
     priority: int
 
-    def __call__(self, *blocks: Any) -> None:
+    name = "search"
+    operands = 2  # theta, r
+    numbers = ("float32", "float32", "uint32")  # alpha, lambda, seed
+    same_in_jax = False
+    by_pure_callback = True
+
+    def on_host(self, *blocks: Any) -> None:
         from p2t_jax._host.kernels import cycles  # `import p2t_jax` does not wait for Numba
 
         cycles.search(*blocks, lower=self.lower, priority=self.priority)
 
-    def in_jax(self, *rows: jax.Array) -> jax.Array:
-        """The same in plain JAX, with priority "nearest"."""
-        return _cycles.search(*rows, mean=_LOWER[self.lower] == "mean")
+    def in_jax(self, theta: jax.Array, *operands: jax.Array) -> jax.Array:
+        return _cycles.search(theta, *operands[1:], mean=_LOWER[self.lower] == "mean")
+
+
+def _permuted(
+    search: _Search,
+    moving: Sequence[_updates.Parameter],
+    operands: Sequence[Sequence[jax.Array]],
+    share_over: Any,
+    host_callback: HostCallback | None,
+) -> list[jax.Array]:
+    """The parameters after the search, of which each device along `share_over` does a share."""
+    axes = [leaf.axes for leaf in moving]
+    if share_over is None:
+        return permute_vectors(search, axes, operands[0], *operands, host_callback=host_callback)
+    _checks.device_index("share_over", share_over)
+    mine = own_shares(axes, operands, share_over)
+    found = permute_vectors(search, axes, mine[0], *mine, host_callback=host_callback)
+    return gathered(axes, found, [leaf.weights.shape for leaf in moving], share_over)
 
 
 def _value(name: str, hyperparameter: Any, step: jax.Array) -> jax.Array:
@@ -303,7 +323,7 @@ def _value(name: str, hyperparameter: Any, step: jax.Array) -> jax.Array:
 
 
 def _operands(
-    moving: Sequence[_updates.Moving],
+    moving: Sequence[_updates.Parameter],
     alpha: jax.Array,
     lambda_: jax.Array,
     state: CyclePermutationState,
@@ -326,38 +346,3 @@ def _operands(
             for i, shape in enumerate(shapes)
         ],
     ]
-
-
-def _share(
-    axes: Sequence[_leaves.Axes], operands: Sequence[Sequence[jax.Array]], share_over: Any
-) -> tuple[list[list[jax.Array]], list[tuple[int, ...]]]:
-    """This device's share of the weight vectors of each parameter, and the shapes of the whole."""
-    device, devices = _checks.device_index("share_over", share_over), jax.lax.axis_size(share_over)
-    whole = [leaf.shape for leaf in operands[0]]
-
-    def share(array: jax.Array, axis: int | None) -> jax.Array:
-        if axis is None:
-            return array
-        array = per_row.pad(array, axis, devices)
-        size = array.shape[axis] // devices
-        return jax.lax.dynamic_slice_in_dim(array, device * size, size, axis)
-
-    shares = list(map(_leaves.row_axis, whole, axes))
-    return [list(map(share, group, shares)) for group in operands], whole
-
-
-def _gather(
-    axes: Sequence[_leaves.Axes],
-    shares: Sequence[jax.Array],
-    whole: Sequence[tuple[int, ...]],
-    share_over: Any,
-) -> list[jax.Array]:
-    """The inverse of `_share`: the same parameters on all devices."""
-
-    def gather(array: jax.Array, shape: tuple[int, ...], axis: int | None) -> jax.Array:
-        if axis is None:
-            return array
-        array = jax.lax.all_gather(array, share_over, axis=axis, tiled=True, to="invarying")
-        return jax.lax.slice_in_dim(array, 0, shape[axis], axis=axis)
-
-    return list(map(gather, shares, whole, map(_leaves.row_axis, whole, axes)))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import optax
 
 from p2t_jax import _leaves
-from p2t_jax._host.internals import is_traced
+from p2t_jax._jax_internals import is_traced
 from p2t_jax._leaves import Leaf
 from p2t_jax._vectors import VectorSpec
 

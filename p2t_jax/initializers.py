@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from p2t_jax import _checks, _leaves
-from p2t_jax._host.internals import is_traced
+from p2t_jax._jax_internals import is_traced
 from p2t_jax._leaves import Leaf
 from p2t_jax._vectors import Path, VectorSpec, is_bias
 

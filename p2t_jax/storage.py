@@ -17,8 +17,8 @@ import numpy.typing as npt
 import optax
 
 from p2t_jax import _leaves
-from p2t_jax._host.internals import is_traced
-from p2t_jax._host.sharing import share
+from p2t_jax._host.run_jobs import run_jobs
+from p2t_jax._jax_internals import is_traced
 from p2t_jax._leaves import Leaf
 from p2t_jax._vectors import VectorSpec
 
@@ -102,7 +102,7 @@ def pack(
             )
         body[place] = _BLOCK.pack(_checksum(sorted_rows), len(words)) + _little_endian(words).data
 
-    share(encode, jobs)
+    run_jobs(encode, jobs)
     origin = _origin().encode("ascii")[:255]
     size = _HEADER.size + len(origin) + sum(map(len, body)) + _CHECKSUM.size
     header = _HEADER.pack(_MAGIC, _VERSION, size, _fingerprint(then), len(origin))
@@ -173,7 +173,7 @@ def unpack(
         if not coder.decode_rows(sorted_rows, words, out):
             raise ValueError(f"data: the code for {leaf.name} is invalid.")
 
-    share(decode, jobs)
+    run_jobs(decode, jobs)
     like, treedef = jax.tree.flatten(initial_params)
     return jax.tree.unflatten(treedef, map(_placed_like, like, arrays))
 

@@ -2,7 +2,7 @@
 
 python distributed_worker.py train PORT PROCESS_ID NUM_PROCESSES RESULTS.npz
 python distributed_worker.py train_local PORT PROCESS_ID NUM_PROCESSES RESULTS.npz
-python distributed_worker.py stress laperm|sgperm
+python distributed_worker.py stress laperm|sgperm [ffi]
 python distributed_worker.py local
 """
 
@@ -115,20 +115,20 @@ def local():
         np.testing.assert_allclose(np.asarray(now["kernel"]), agreed, rtol=0, atol=1e-6)
 
 
-def stress(name):
+def stress(name, door=None):
     """Calls the host on all devices at once, hundreds of times, between collectives.
 
     121 KiB a leaf: from about 100 on, a callback that waits for XLA's threads hangs (JAX 0.10).
     """
-    steps, size, devices = 200, 176, jax.device_count()
+    steps, size, devices = 300, 176, jax.device_count()
     assert devices == 8
     params = {"kernel": helpers.grid(size, size, unit=1 / 64)}
     grads = {"kernel": helpers.grid(size, size, unit=1 / 256)}
     offsets = 2 * np.arange(devices, dtype=np.float32) - (devices - 1)  # their mean is exact
     if name == "laperm":
-        tx, alone = 2 * [p2t.laperm(optax.sgd(0.5), sync_period=1)]
+        tx, alone = 2 * [p2t.laperm(optax.sgd(0.5), sync_period=1, host_callback=door)]
     else:
-        make = functools.partial(p2t.sgperm, 0, 0.1, 0.1, inner=optax.sgd(1.0))
+        make = functools.partial(p2t.sgperm, 0, 0.1, 0.1, inner=optax.sgd(1.0), host_callback=door)
         tx, alone = make(share_over="x"), make()
 
     def step(params, state, i, offset):

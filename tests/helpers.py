@@ -231,25 +231,37 @@ def moved(tree, other):
 
 # The host: what knows how the library calls it stands here and nowhere else in the tests
 
-CALLBACK = "xla_ffi_python_cpu_callback"  # in the text of a compiled programme
+# In the text of a compiled programme.
+DOORS = {"pure_callback": "xla_ffi_python_cpu_callback", "ffi": "p2t_jax.permute"}
+
+
+def doors_in(compiled):
+    """The ways in which a compiled programme calls the host, one for each call in its text."""
+    text = compiled.as_text()
+    return [
+        door
+        for door, target in DOORS.items()
+        for _ in range(text.count(f'custom_call_target="{target}"'))
+    ]
 
 
 def spy_on_the_host(monkeypatch):
     """One entry for each call of the host: (vectors, weights in each) of every leaf given to it."""
-    from p2t_jax._host import per_row
+    from p2t_jax._host import by_ffi, by_pure_callback
 
-    calls, lock, run = [], threading.Lock(), per_row.run_on_host
+    calls, lock, run = [], threading.Lock(), by_ffi.find_positions
 
-    def spy(kernel, axes, *flat):
+    def spy(permutation, axes, operands, outs):
         shapes = []
-        for array, leaf_axes in zip(flat, axes, strict=False):
+        for array, leaf_axes in zip(outs, axes, strict=True):
             n = int(np.prod([array.shape[axis] for axis in leaf_axes]))
             shapes.append((array.size // n if n else 0, n))
         with lock:
             calls.append(tuple(shapes))
-        return run(kernel, axes, *flat)
+        run(permutation, axes, operands, outs)
 
-    monkeypatch.setattr(per_row, "run_on_host", spy)
+    for door in (by_ffi, by_pure_callback):
+        monkeypatch.setattr(door, "find_positions", spy)
     return calls
 
 

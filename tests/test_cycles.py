@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import sgperm as oracle
 
-from p2t_jax._host import per_row
 from p2t_jax._host.kernels import cycles, subsets
+from p2t_jax._host.permutation import position_dtype
 
 PRIORITIES = {"nearest": cycles.NEAREST, "farthest": cycles.FARTHEST, "random": cycles.RANDOM}
 LOWERS = {"mean": cycles.MEAN, "smallest": cycles.SMALLEST}
@@ -24,7 +24,7 @@ def search(w, r, alpha=0.1, partition_ratio=1.0, seed=7, lower="mean", priority=
         np.broadcast_to(np.asarray(x, dtype), shape).copy()
         for x, dtype in ((alpha, np.float32), (partition_ratio, np.float32), (seed, np.uint32))
     ]
-    source = np.full(block.shape, 7777, per_row.position_dtype(len(columns)))
+    source = np.full(block.shape, 7777, position_dtype(len(columns)))
     wanted = np.ascontiguousarray(r.reshape(columns.shape))[None]
     cycles.search(
         block, wanted, *numbers, source, 0, columns.shape[1],

@@ -213,7 +213,10 @@ def test_only_real_numbers_are_weights(dtype, name):
 OTHERS = {
     "another structure": ({"body": PARAMS["body"]}, "head|structure|Dict"),
     "another name": ({"body": PARAMS["body"], "tail": PARAMS["head"]}, "tail"),
-    "another shape": (with_kernel(jnp.arange(12.0).reshape(4, 3)), r"body/kernel.*params has float32\[20, 3\]"),
+    "another shape": (
+        with_kernel(jnp.arange(12.0).reshape(4, 3)),
+        r"body/kernel.*params has float32\[20, 3\]",
+    ),
     "another rank": (
         with_kernel(jnp.arange(15.0).reshape(5, 3, 1)),
         r"body/kernel.*params has float32\[20, 3\]",

@@ -18,8 +18,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import p2t_jax as p2t
-from p2t_jax._host.internals import CALLBACKS_CAN_HANG
-from p2t_jax._host.sharing import cores
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 SHAPES = [
@@ -108,28 +106,6 @@ def test_any_bit_pattern(dtype, host_calls):
     both_ways(phi, phi, 1, dtype, host_calls)
 
 
-@pytest.mark.skipif(cores() == 1 and CALLBACKS_CAN_HANG, reason="would hang before JAX 0.12")
-def test_the_door_to_the_host_is_pure_callback():
-    """As the README promises; with one CPU device and two cores no exception is made."""
-    called = helpers.in_a_new_process(
-        """
-import jax
-calls, pure_callback = [], jax.pure_callback
-jax.pure_callback = lambda *args, **kwargs: calls.append(1) or pure_callback(*args, **kwargs)
-
-import helpers, jax.numpy as jnp, optax, p2t_jax as p2t
-params = {"kernel": jnp.arange(60.0).reshape(20, 3) / 60}
-for tx in (p2t.laperm(optax.sgd(0.1), 1), p2t.sgperm(0), p2t.sgperm(0, host_callback=False)):
-    before = len(calls)
-    state = tx.init(params)
-    jax.block_until_ready(jax.jit(tx.update)(params, state, params))
-    print(len(calls) - before)
-""",
-        XLA_FLAGS="",
-    )
-    assert called.split() == ["2", "1", "0"]  # LAPerm sorts in init
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to take cores away")
 def test_a_single_core_does_not_hang():
     """`jax.pure_callback` does, before JAX 0.12, where the input of a callback is not ready."""
@@ -155,10 +131,10 @@ print("done")
 @pytest.mark.parametrize("weights", [1, 100, 500])
 def test_very_large_parameters_are_done_piecewise(weights, name, monkeypatch):
     """With the limit moved down: every parameter of the suite is as large as that."""
-    from p2t_jax._host import per_row
+    from p2t_jax._host import by_pure_callback
 
     params, _, exact = helpers.expected(name)
-    monkeypatch.setattr(per_row, "WEIGHTS_PER_CALLBACK", weights)
+    monkeypatch.setattr(by_pure_callback, "WEIGHTS_PER_CALLBACK", weights)
     tx = helpers.OPTIMIZERS[name]()  # anew, since programmes are compiled once for each
     trained, state = helpers.train_jit(tx)
     helpers.assert_identical(trained, params)

@@ -10,10 +10,19 @@ import numpy as np
 from numba.core import caching
 
 import p2t_jax
-from p2t_jax._host import internals
-from p2t_jax._host.kernels import bits, cache, coder, cycles, depth_first, radix, subsets
+from p2t_jax._host.kernels import (
+    bits,
+    cache,
+    coder,
+    columns,
+    cycles,
+    depth_first,
+    numba_internals,
+    radix,
+    subsets,
+)
 
-CacheFile = internals.safe_cache_file()
+CacheFile = numba_internals.safe_cache_file()
 IGNORED = shutil.ignore_patterns("__pycache__")
 
 
@@ -24,7 +33,7 @@ def doubled(x):
 def test_every_kernel_has_a_cache_of_this_kind():
     dispatchers = [
         value
-        for module in (bits, coder, cycles, depth_first, radix, subsets)
+        for module in (bits, coder, columns, cycles, depth_first, radix, subsets)
         for value in vars(module).values()
         if isinstance(value, numba.core.registry.CPUDispatcher)
     ]
@@ -108,5 +117,5 @@ def test_a_cache_of_numba_with_other_methods_is_left_alone(monkeypatch):
     for base in (Changed, type("Without", (), {})):
         with monkeypatch.context() as patch:
             patch.setattr(caching, "IndexDataCacheFile", base)
-            assert internals.safe_cache_file.__wrapped__() is base
-    assert internals.safe_cache_file.__wrapped__().__mro__[1] is caching.IndexDataCacheFile
+            assert numba_internals.safe_cache_file.__wrapped__() is base
+    assert numba_internals.safe_cache_file.__wrapped__().__mro__[1] is caching.IndexDataCacheFile

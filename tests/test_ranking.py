@@ -10,8 +10,8 @@ from oracles import laperm as oracle
 from strategies import DTYPES, arrays
 
 from p2t_jax import _leaves
-from p2t_jax._host import per_row
 from p2t_jax._host.kernels import radix
+from p2t_jax._host.permutation import find, find_positions, position_dtype
 
 
 @st.composite
@@ -22,7 +22,7 @@ def rows(draw, dtypes=(*DTYPES, np.float64)):
 
 
 def positions(kernel, phi):
-    out = np.empty(phi.shape, per_row.position_dtype(phi.shape[1]))
+    out = np.empty(phi.shape, position_dtype(phi.shape[1]))
     kernel(phi[..., None], out[..., None], 0, len(phi))
     return out
 
@@ -122,7 +122,8 @@ def test_many_threads_give_what_one_gives():
     rng = np.random.default_rng(0)
     shapes, axes = [(784, 500), (3, 3, 64, 64), (5, 4, 300)], [(0,), (0, 1, 2), (0, 2)]
     phi = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-    results = per_row.run_on_host(radix.order, axes, *phi)
+    results = [np.empty(shape, np.uint16) for shape in shapes]
+    find_positions(find("sort", {}), axes, phi, results)
     for w, leaf_axes, result in zip(phi, axes, results, strict=True):
         expected = np.argsort(_leaves.to_rows(w, leaf_axes), axis=-1, kind="stable")
         np.testing.assert_array_equal(_leaves.to_rows(result, leaf_axes), expected)

@@ -98,7 +98,12 @@ def main():
         for k in (1, 10)
         for m in (0, 1)
     }
-    optimizers = {"Adam": adam, "LAPerm, k = 20": p2t.laperm(adam, 20), "SGPerm": p2t.sgperm(0)}
+    optimizers = {
+        "Adam": adam,
+        "LAPerm, k = 20": p2t.laperm(adam, 20),
+        "SGPerm": p2t.sgperm(0),
+        "SGPerm, ffi": p2t.sgperm(0, host_callback="ffi"),
+    }
     rounds, steps = (2, 20) if short else (25, 40)
     compare("state donated", optimizers, rounds, steps)
     compare("state donated, error feedback", {"Adam": adam} | feedback, rounds, steps)
@@ -109,7 +114,7 @@ def main():
         "SGPerm, plain JAX": p2t.sgperm(0, host_callback=False),
     }
     compare("host_callback=False", without_host, 1 if short else 3, 2 if short else 20)
-    ensemble = {name: tx for name, tx in optimizers.items() if name != "SGPerm"}
+    ensemble = {name: tx for name, tx in optimizers.items() if "SGPerm" not in name}
     compare("a vmapped ensemble of 4", ensemble, 1 if short else 7, 20, members=4)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from p2t_jax._host.internals import is_literal, is_traced
+from p2t_jax._jax_internals import is_literal, is_traced
 from p2t_jax._vectors import meaning, sums, together
 from p2t_jax._vectors.origins import (
     CONDITIONAL,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from p2t_jax._host.internals import is_literal
+from p2t_jax._jax_internals import is_literal
 from p2t_jax._vectors import meaning, sums
 from p2t_jax._vectors.control import CONTROL
 from p2t_jax._vectors.equations import RULES, broadcast_ones, constant

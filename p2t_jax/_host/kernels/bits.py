@@ -11,8 +11,9 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from p2t_jax._host.kernels import LANES
 from p2t_jax._host.kernels.cache import jit
-from p2t_jax._host.kernels.lanes import LANES, less
+from p2t_jax._host.kernels.lanes import less
 
 _ONE, _WORD, _IN_WORD = np.uint64(1), np.uint64(6), np.uint64(63)
 

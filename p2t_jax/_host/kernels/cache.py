@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from p2t_jax._host.internals import compiling, use_safe_cache
+from p2t_jax._host.kernels.numba_internals import compiling, use_safe_cache
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from p2t_jax._host.kernels import LANES
 from p2t_jax._host.kernels.bits import empty_sets
 from p2t_jax._host.kernels.cache import jit
 from p2t_jax._host.kernels.closed_form import (
@@ -29,9 +30,8 @@ from p2t_jax._host.kernels.closed_form import (
     find_cycles_in_one_word,
     find_cycles_in_two_words,
 )
+from p2t_jax._host.kernels.columns import read_columns, together, write_columns
 from p2t_jax._host.kernels.depth_first import search_depth_first
-from p2t_jax._host.kernels.lanes import LANES
-from p2t_jax._host.kernels.radix import COLUMNS, read_columns, together, write_columns
 from p2t_jax._host.kernels.subsets import (
     LEAST_SUBSET,
     Columns,
@@ -104,7 +104,7 @@ def search(
 
 def _columns(block: NDArray[Any]) -> Columns:
     """Room for as many vectors of a block as are copied together."""
-    values = np.empty((COLUMNS, block.shape[1]), block.dtype)
+    values = np.empty((LANES, block.shape[1]), block.dtype)
     bits = values.view(f"i{block.dtype.itemsize}")
     return Columns(values, bits, np.iinfo(bits.dtype).max)
 

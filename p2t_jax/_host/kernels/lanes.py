@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-LANES = 16  # 16 weights of 4 bytes fill a cache line.
+from p2t_jax._host.kernels import LANES
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 

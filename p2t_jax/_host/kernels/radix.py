@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from p2t_jax._host.kernels import LANES
 from p2t_jax._host.kernels.cache import jit
-from p2t_jax._host.kernels.lanes import LANES, as_float, transpose
-
-COLUMNS = LANES  # Vectors copied together.
+from p2t_jax._host.kernels.columns import read_columns, together, write_columns
+from p2t_jax._host.kernels.lanes import as_float
 
 # Below this length an insertion sort is faster than counting digits.
 _SHORT = 24
@@ -29,45 +29,6 @@ HALF = np.uint64(32)
 SIGN = np.uint64(1 << 63)
 _DIGIT = np.uint64(8)
 _DIGIT_MASK = np.uint64(0xFF)
-
-
-@jit
-def read_columns(block: Any, first: Any, count: Any, columns: Any) -> None:
-    """Copy vectors of a block to contiguous rows, a few together to use whole cache lines.
-
-    Args:
-        block: (outer, n, inner).
-        first: the number of the first vector; `o * inner + i` is the number of `block[o, :, i]`.
-        count: how many vectors, of the same `o`.
-        columns: (>= count, n) C-contiguous, like the block; written.
-    """
-    _, n, inner = block.shape
-    o, i = first // inner, first % inner
-    done = n // LANES * LANES if count == LANES else 0
-    for x in range(0, done, LANES):
-        transpose(block, (o * n + x) * inner + i, inner, columns, x, n)
-    for x in range(done, n):
-        for c in range(count):
-            columns[c, x] = block[o, x, i + c]
-
-
-@jit
-def write_columns(columns: Any, first: Any, count: Any, block: Any) -> None:
-    """The inverse of `read_columns`."""
-    _, n, inner = block.shape
-    o, i = first // inner, first % inner
-    done = n // LANES * LANES if count == LANES else 0
-    for x in range(0, done, LANES):
-        transpose(columns, x, n, block, (o * n + x) * inner + i, inner)
-    for x in range(done, n):
-        for c in range(count):
-            block[o, x, i + c] = columns[c, x]
-
-
-@functools.partial(jit, inline="always")
-def together(block: Any, first: Any, stop: Any) -> Any:
-    """How many vectors from `first` on can be copied together."""
-    return min(COLUMNS, stop - first, block.shape[2] - first % block.shape[2])
 
 
 @functools.partial(jit, inline="always")
@@ -218,7 +179,7 @@ def _positions(
     phi: Any, out: Any, start: Any, stop: Any, shift: Any, infinity: Any, ranks: Any
 ) -> None:
     n = phi.shape[1]
-    columns, found = np.empty((COLUMNS, n), phi.dtype), np.empty((COLUMNS, n), out.dtype)
+    columns, found = np.empty((LANES, n), phi.dtype), np.empty((LANES, n), out.dtype)
     words = np.empty(n, np.uint64)  # a word: 32 bits of a key, then its position
     key, scratch = np.empty_like(words), np.empty_like(words)
     counts = np.empty((4, 256), np.uint32)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from p2t_jax._host.kernels import LANES
 from p2t_jax._host.kernels.bits import ones
 from p2t_jax._host.kernels.cache import jit
-from p2t_jax._host.kernels.lanes import LANES, as_float, less
+from p2t_jax._host.kernels.lanes import as_float, less
 from p2t_jax._host.kernels.radix import HALF, HIGH, LOW, SIGN, sort_positions
 
 LEAST_SUBSET = 10  # weights, as in the authors' code

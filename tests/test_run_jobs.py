@@ -9,7 +9,7 @@ import time
 import pytest
 from helpers import run_in_a_forked_child
 
-from p2t_jax._host.sharing import share
+from p2t_jax._host.run_jobs import run_jobs
 
 # This process may have fewer cores than the machine.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -17,15 +17,15 @@ two_cores = pytest.mark.skipif(CORES == 1, reason="one thread does it all")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
-def test_every_job_runs_once_before_share_returns(count):
+def test_every_job_runs_once_before_run_jobs_returns(count):
     done = []
-    share(done.append, range(count))
+    run_jobs(done.append, range(count))
     assert sorted(done) == list(range(count))
 
 
 def test_a_single_job_runs_on_the_calling_thread():
     threads = []
-    share(lambda _: threads.append(threading.current_thread()), [None])
+    run_jobs(lambda _: threads.append(threading.current_thread()), [None])
     assert threads == [threading.current_thread()]
 
 
@@ -37,7 +37,7 @@ def test_the_error_is_that_of_the_first_job_that_fails():
 
     for _ in range(10):
         with pytest.raises(ValueError, match="job 3"):
-            share(do, range(10))
+            run_jobs(do, range(10))
 
 
 def test_jobs_that_have_not_begun_by_the_first_error_do_not_begin():
@@ -48,7 +48,7 @@ def test_jobs_that_have_not_begun_by_the_first_error_do_not_begin():
         raise ValueError
 
     with pytest.raises(ValueError, match=r"^$"):
-        share(do, range(1000))
+        run_jobs(do, range(1000))
     assert len(begun) < 100
 
 
@@ -56,9 +56,9 @@ def test_jobs_of_jobs_and_of_many_threads_do_not_wait_for_each_other():
     done = []
 
     def outer(i):
-        share(lambda j: done.append((i, j)), range(20))
+        run_jobs(lambda j: done.append((i, j)), range(20))
 
-    threads = [threading.Thread(target=share, args=(outer, range(20))) for _ in range(5)]
+    threads = [threading.Thread(target=run_jobs, args=(outer, range(20))) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -69,7 +69,7 @@ def test_jobs_of_jobs_and_of_many_threads_do_not_wait_for_each_other():
 def meet():
     """Two jobs that end only if they run at the same time."""
     barrier = threading.Barrier(2)
-    share(lambda _: barrier.wait(30), range(2))
+    run_jobs(lambda _: barrier.wait(30), range(2))
 
 
 @two_cores
@@ -87,11 +87,11 @@ def test_a_forked_child_has_threads_of_its_own():
 def test_sharing_at_interpreter_exit_ends():
     code = """
 import atexit, os, threading
-from p2t_jax._host.sharing import share
+from p2t_jax._host.run_jobs import run_jobs
 say = lambda i: os.write(1, b"%d " % i)  # whole, where print may be interrupted before its newline
-share(say, range(4))
-threading._register_atexit(share, say, range(4))  # before the pool's threads end, and
-atexit.register(share, say, range(4))  # after
+run_jobs(say, range(4))
+threading._register_atexit(run_jobs, say, range(4))  # before the pool's threads end, and
+atexit.register(run_jobs, say, range(4))  # after
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr

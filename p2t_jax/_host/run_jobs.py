@@ -1,4 +1,4 @@
-"""Sharing jobs among threads, for kernels that release the GIL."""
+"""Running jobs on several threads, for kernels that release the GIL."""
 
 import collections
 import contextlib
@@ -12,7 +12,7 @@ from typing import TypeVar
 Job = TypeVar("Job")
 
 
-def share(do: Callable[[Job], object], jobs: Sequence[Job]) -> None:
+def run_jobs(do: Callable[[Job], object], jobs: Sequence[Job]) -> None:
     """Runs `do(job)` for each job, on the calling thread and on those of a pool.
 
     The calling thread takes jobs like any other. So this always ends: in a forked child, at

@@ -120,23 +120,17 @@ def _size_quantiles(confidence: jax.Array, shares: jax.Array) -> jax.Array:
     """Quantiles of y = |w / a|, whose power y^(1/c) has the gamma distribution of shape c."""
     c = jnp.maximum(confidence, 1e-6)
 
-    def is_below(y: jax.Array) -> jax.Array:
+    def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        y: jax.Array = (low + high) / 2
         x = y ** (1 / c)
         # The limit for small x, which underflows where the distribution is nearly uniform.
         limit = y * jnp.exp(-jax.lax.lgamma(c + 1))
-        c_wide = jnp.broadcast_to(c, x.shape)
-        share = jnp.where(x < 1e-20, limit, jax.lax.igamma(c_wide, x))
-        return share < shares
-
-    def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle: jax.Array = (low + high) / 2
-        below = is_below(middle)
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+        share = jnp.where(x < 1e-20, limit, jax.lax.igamma(jnp.broadcast_to(c, x.shape), x))
+        return jnp.where(share < shares, y, low), jnp.where(share < shares, high, y)
 
     # The gamma distribution of a shape c <= 1 has smaller quantiles than that of shape 1.
-    highest = jnp.maximum(1, -jnp.log1p(-shares))
-    bounds = (jnp.zeros_like(shares), highest)
+    bounds = (jnp.zeros_like(shares), jnp.maximum(1, -jnp.log1p(-shares)))
     steps: int = jnp.finfo(shares.dtype).nmant + 4
     low, high = jax.lax.fori_loop(0, steps, halve, bounds)
     middles: jax.Array = (low + high) / 2

@@ -110,11 +110,11 @@ for name, make in OPTIMIZERS.items():
 """
 )
 CALL = """
-import sys
+import pathlib, sys
 import jax, jax.export, numpy as np, p2t_jax
 assert "numba" not in sys.modules
 for name in ("laperm", "sgperm"):
-    exported = jax.export.deserialize(open(f"{sys.argv[1]}/{name}", "rb").read())
+    exported = jax.export.deserialize(pathlib.Path(sys.argv[1], name).read_bytes())
     with np.load(f"{sys.argv[1]}/{name}.npz") as arrays:
         count = len(arrays.files) // 2
         found = exported.call([arrays[f"arr_{i}"] for i in range(count)])

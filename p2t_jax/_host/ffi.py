@@ -10,9 +10,9 @@ import functools
 import math
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,10 @@ _DTYPES: dict[int, Any] = {
 class _Struct(ctypes.Structure):
     """All begin like this."""
 
-    _fields_ = (("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p))
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = (
+        ("struct_size", ctypes.c_size_t),
+        ("extension_start", ctypes.c_void_p),
+    )
 
 
 class _ByteSpan(ctypes.Structure):

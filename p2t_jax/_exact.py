@@ -153,25 +153,86 @@ def is_permutation(
         >>> bool(p2t.is_permutation({"kernel": jnp.array([[2.0, 1.0], [3.0, 4.0]])}, initial))
         False
     """
+    return jnp.array([same.all() for _, same in _compared(params, initial_params, vectors)]).all()
+
+
+@_updates.under_any_switch
+def check_permutation(
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
+) -> None:
+    """Raises an error that says which parameter is no permutation of its initial weights.
+
+    It compares as `is_permutation` does. Values are needed, so it does not work under `jit`.
+
+    Args:
+        params: the parameters to check, for instance `permuted_params(state, params)`.
+        initial_params: what they were before training; of the same structure and shapes.
+        vectors: which axes form weight vectors, as given to `laperm`.
+
+    Raises:
+        ValueError: If a weight vector is not a permutation of the initial one: the message lists
+            these parameters, each with the number of such vectors and the first of them. Also if
+            the two trees do not match.
+
+    Example:
+        >>> import jax.numpy as jnp, p2t_jax as p2t
+        >>> initial = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+        >>> p2t.check_permutation({"kernel": jnp.array([[3.0, 2.0], [1.0, 4.0]])}, initial)
+        >>> p2t.check_permutation({"kernel": jnp.array([[3.0, 2.0], [1.0, 5.0]])}, initial)
+        Traceback (most recent call last):
+            ...
+        ValueError: params: these are no permutations of their initial weights:
+          kernel (2, 2), weight vectors along (0,): 1 of 2, the first is [1]
+        After training pass permuted_params(state, params): adding updates rounds.
+    """
+    wrong = []
+    for leaf, same in _compared(params, initial_params, vectors):
+        different = np.argwhere(~np.asarray(same))
+        if len(different):
+            wrong.append(
+                f"  {leaf.name} {np.shape(leaf.array)}, weight vectors along {leaf.axes}: "
+                f"{len(different)} of {same.size}, the first is {different[0].tolist()}"
+            )
+    if wrong:
+        raise ValueError(
+            "params: these are no permutations of their initial weights:\n"
+            + "\n".join(wrong)
+            + "\nAfter training pass permuted_params(state, params): adding updates rounds."
+        )
+
+
+def _compared(
+    params: optax.Params, initial_params: optax.Params, vectors: VectorSpec
+) -> list[tuple[_leaves.Leaf, jax.Array]]:
+    """The parameters with weight vectors; for each vector whether it is a permutation."""
     then = _leaves.matching("initial_params", initial_params, params)
     pairs = [
-        (leaf.axes, jnp.asarray(leaf.array), jnp.asarray(initial))
+        (leaf, jnp.asarray(leaf.array), jnp.asarray(initial))
         for leaf, initial in zip(_leaves.walk(params, vectors), then, strict=True)
         if leaf.axes is not None
     ]
-    if any(now.dtype != before.dtype for _, now, before in pairs):
-        return jnp.array(False)
+    comparable = [pair for pair in pairs if pair[1].dtype == pair[2].dtype]
 
     def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-        axes = [leaf_axes for leaf_axes, _, _ in pairs]
+        axes = [leaf.axes for leaf, *_ in comparable if leaf.axes is not None]
         bits = list(map(_leaves.bits, leaves))
         if host_callbacks(None):
             return per_row.permute_vectors(_order_on_host, _sorted_rows, axes, bits, bits)
         return per_row.in_jax(_sorted_rows, axes, bits, bits)
 
-    now = sorted_bits([now for _, now, _ in pairs])
-    before = sorted_bits([before for _, _, before in pairs])
-    return jnp.array([jnp.all(a == b) for a, b in zip(now, before, strict=True)]).all()
+    now = sorted_bits([now for _, now, _ in comparable])
+    before = sorted_bits([before for *_, before in comparable])
+    same = iter([a == b for a, b in zip(now, before, strict=True)])
+    return [
+        (
+            leaf,
+            _leaves.to_rows(
+                next(same) if w.dtype == v.dtype else jnp.zeros(w.shape, bool), leaf.axes
+            ).all(axis=-1),
+        )
+        for leaf, w, v in pairs
+        if leaf.axes is not None
+    ]
 
 
 def _sorted_rows(rows: jax.Array, _: jax.Array) -> jax.Array:

@@ -28,6 +28,10 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     is what all devices agreed on, for parameters without weight vectors, too. Evaluate and save
     the result, but continue training from `params`.
 
+    Running statistics, such as BatchNorm's, belong to the look-ahead weights that they were
+    averaged over. Compute them again with the result before you evaluate, or evaluate right after a
+    synchronization: with a sync period of hundreds of steps the difference is large.
+
     Args:
         state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in
             `optax.chain`, `masked`, `partition`, `inject_hyperparams`, `MultiSteps`,

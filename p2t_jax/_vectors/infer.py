@@ -27,7 +27,8 @@ def infer_vectors(
     Traces `fn(params, *inputs, **keywords)`, without computing anything, and follows every
     parameter to where it first meets something that depends on the inputs. Its weight vectors run
     along the axes that are summed over there, in a matrix product, a ragged product or a
-    convolution (Section 1.1). A parameter that is looked up, or added or multiplied element by element, has none.
+    convolution (Section 1.1). A parameter that is looked up, or added or multiplied element by
+    element, has none.
 
     Parameters are followed through reshapes, transposes, casts, slices, padding, concatenation,
     masks, products with other parameters, and into scans, loops, branches, remat and jit. One

@@ -22,8 +22,8 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     Optax applies updates by adding them, and :math:`p + (\theta - p)` differs from :math:`\theta`
     in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
     inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
-    :math:`\theta = \theta_{sorted}[R(params)]`, or :math:`R(params + e)` with `error_feedback`,
-    between two synchronizations. SGPerm's state has :math:`\theta` itself. With
+    :math:`\theta = \theta_{\mathrm{sorted}}[R(\phi)]` with :math:`\phi` the parameters, or
+    :math:`R(\phi + e)` with `error_feedback`, between two synchronizations. SGPerm's state has :math:`\theta` itself. With
     `axis_name`, LAPerm's state has it from a synchronization until the next step; the result then
     is what all devices agreed on, for parameters without weight vectors, too. Evaluate and save
     the result, but continue training from `params`.

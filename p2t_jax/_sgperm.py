@@ -31,7 +31,7 @@ def geometric_schedule(init_value: float, rate: float, limit: float) -> optax.Sc
     Args:
         init_value: :math:`x_0`: :math:`\alpha_0` or :math:`\lambda_0`.
         rate: :math:`\beta_1` or :math:`\beta_2`; positive, and not 1.
-        limit: :math:`\alpha_{min}` or :math:`\lambda_{max}`.
+        limit: :math:`\alpha_{\mathrm{min}}` or :math:`\lambda_{\mathrm{max}}`.
 
     Returns:
         A schedule for `sgperm`: `optax.exponential_decay` from :math:`x_1` on.
@@ -287,7 +287,7 @@ def cycle_permutation(
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """The search on the host. Equal ones do the same, so that programmes are compiled once."""
+    """The search on the host. Equal ones do the same, so that programs are compiled once."""
 
     lower: int
     priority: int

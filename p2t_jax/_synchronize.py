@@ -58,7 +58,7 @@ def synchronize(
     r"""The last transformation of LAPerm's chain: every k steps, it reorders the initial weights.
 
     In other steps, updates pass unchanged. Every `sync_period` steps, those of the weight vectors
-    become :math:`\theta_{sorted}[R(params + updates)] - params` (Section 3.1). Everything before
+    become :math:`\theta_{\mathrm{sorted}}[R(params + updates)] - params` (Section 3.1). Everything before
     it in an `optax.chain` is the inner optimizer. It must be the last transformation that changes
     updates.
 

@@ -18,7 +18,8 @@ import matplotlib as mpl
 from common.records import Record, spread, table
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "devices.md", ROOT / "README.md"]
+RESULTS = [ROOT / "docs" / "results.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
+PAGES = [*RESULTS, *(ROOT / page for page in ("docs/devices.md", "docs/index.md", "README.md"))]
 PICTURES = ROOT / "docs" / "images" / "results"
 SCRIPTS = (
     "logistic_regression", "fully_connected", "rewiring", "weight_agnostic", "weight_profiles",

@@ -23,10 +23,10 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
     inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
     :math:`\theta = \theta_{\mathrm{sorted}}[R(\phi)]` with :math:`\phi` the parameters, or
-    :math:`R(\phi + e)` with `error_feedback`, between two synchronizations. SGPerm's state has :math:`\theta` itself. With
-    `axis_name`, LAPerm's state has it from a synchronization until the next step; the result then
-    is what all devices agreed on, for parameters without weight vectors, too. Evaluate and save
-    the result, but continue training from `params`.
+    :math:`R(\phi + e)` with `error_feedback`, between two synchronizations. SGPerm's state has
+    :math:`\theta` itself. With `axis_name`, LAPerm's state has it from a synchronization until the
+    next step; the result then is what all devices agreed on, for parameters without weight vectors,
+    too. Evaluate and save the result, but continue training from `params`.
 
     Running statistics, such as BatchNorm's, belong to the look-ahead weights that they were
     averaged over. Compute them again with the result before you evaluate, or evaluate right after a

@@ -287,7 +287,7 @@ def cycle_permutation(
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """The search on the host. Equal ones do the same, so that programs are compiled once."""
+    """The search on the host. Equal ones do the same, so that programmes are compiled once."""
 
     lower: int
     priority: int

@@ -231,7 +231,7 @@ def moved(tree, other):
 
 # The host: what knows how the library calls it stands here and nowhere else in the tests
 
-CALLBACK = "xla_ffi_python_cpu_callback"  # in the text of a compiled program
+CALLBACK = "xla_ffi_python_cpu_callback"  # in the text of a compiled programme
 
 
 def spy_on_the_host(monkeypatch):

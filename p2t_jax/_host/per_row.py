@@ -1,7 +1,7 @@
 """Running NumPy kernels on the host, on the weight vectors of many parameters at once.
 
-How a call is made is decided when the program is lowered. Only then is it known on how many
-devices, and on which kind, the program will run:
+How a call is made is decided when the programme is lowered. Only then is it known on how many
+devices, and on which kind, the programme will run:
 
 - compiled for one device, or running device by device (pmap, shard_map): one `jax.pure_callback`
   for all parameters together;
@@ -10,7 +10,7 @@ devices, and on which kind, the program will run:
 - where a JAX implementation exists and is faster (ranking, except on a CPU): plain JAX, which XLA
   partitions.
 
-`in_jax` is plain JAX everywhere, for programs without callbacks.
+`in_jax` is plain JAX everywhere, for programmes without callbacks.
 
 A kernel finds positions: those that the weights of a vector come from. JAX takes the weights there,
 so that only what decides about the permutation is copied for the host. Derivatives follow the
@@ -62,7 +62,7 @@ def permute_vectors(
             come from: the result is `values[out]`, vector by vector. Blocks are as in
             `p2t_jax._leaves`. It must be hashable, and kernels that do the same must be equal.
         function: the same in JAX, from (..., n) arrays to one, on accelerators and in
-            partitioned programs; None to run the kernel on the host there, too.
+            partitioned programmes; None to run the kernel on the host there, too.
         axes: for each parameter, the ascending axes along which its vectors run.
         values: what is permuted, one array for each parameter.
         *operands: what the permutation depends on, and the kernel gets: lists of as many arrays.
@@ -274,7 +274,7 @@ def pad(array: jax.Array, axis: int, multiple: int) -> jax.Array:
 def _across_devices(
     *flat: jax.Array, devices: int, kernel: Kernel, axes: Sequence[Axes]
 ) -> list[Any]:
-    """Every device of a partitioned program calls the host with its share of the vectors."""
+    """Every device of a partitioned programme calls the host with its share of the vectors."""
     # The mesh of the context or of the operands' types; if there is none, a new one.
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in flat)]
     mesh: Any = next(

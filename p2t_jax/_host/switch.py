@@ -13,7 +13,7 @@ def set_host_callback(enabled: bool) -> None:
     both ways. The default is True, or False if the environment variable `P2T_JAX_HOST_CALLBACK` is
     0.
 
-    The choice is made when a function is traced: compiled programs do not change.
+    The choice is made when a function is traced: compiled programmes do not change.
 
     Args:
         enabled: the value that `host_callback=None` stands for.

@@ -1,4 +1,4 @@
-"""Follows parameters through a traced program to where they meet what depends on its inputs."""
+"""Follows parameters through a traced programme to where they meet what depends on its inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from p2t_jax._vectors.uses import Use, Uses
 
 
 class Flow:
-    """One walk through a program; `uses` are the uses of its parameters that it finds."""
+    """One walk through a programme; `uses` are the uses of its parameters that it finds."""
 
     def __init__(self) -> None:
         self.uses = Uses()
@@ -22,7 +22,7 @@ class Flow:
         self._alive: list[Any] = []  # keeps ids unique: one may be used again after its object
 
     def run(self, closed: Any, values: Sequence[Value]) -> list[Value]:
-        """What a program makes of values; where it repeats, it is not walked through again."""
+        """What a programme makes of values; where it repeats, it is not walked through again."""
         jaxpr = getattr(closed, "jaxpr", closed)
         names = list(dict.fromkeys(p for v in values for p, _ in v.parameters))
         local = {p: i for i, p in enumerate(names)}
@@ -78,7 +78,7 @@ class Flow:
         return ins if len(eqn.outvars) == len(ins) and name in IDENTITY else None
 
 
-# Where values without origins in parameters matter: one-hot encodings, and what has a program.
+# Where values without origins in parameters matter: one-hot encodings, and what has a programme.
 _LOOKED_INTO = {*CALLS, *CONTROL, *RULES, "eq"}
 
 

@@ -36,7 +36,7 @@ REDUCTIONS = {
     *("reduce_prod", "reduce_sum", "reduce_xor"),
 }
 
-# The parameter in which a primitive has the program that it calls with its operands.
+# The parameter in which a primitive has the programme that it calls with its operands.
 CALLS = {
     **dict.fromkeys(("checkpoint", "composite", "jit", "pjit", "remat", "remat2"), "jaxpr"),
     **dict.fromkeys(("closed_call", "core_call", "custom_jvp_call"), "call_jaxpr"),

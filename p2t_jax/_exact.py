@@ -21,11 +21,15 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     Optax applies updates by adding them, and :math:`p + (\theta - p)` differs from :math:`\theta`
     in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
     inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
-    :math:`\theta = \theta_{sorted}[R(params)]`, or :math:`R(params + e)` with `error_feedback`,
-    between two synchronizations. SGPerm's state has :math:`\theta` itself. With `average_over`,
-    LAPerm's state has it from a synchronization until the next step; the result then is what all
-    devices agreed on, for parameters without weight vectors, too. Evaluate and save the result,
-    but continue training from `params`.
+    :math:`\theta = \theta_{\mathrm{sorted}}[R(\phi)]` with :math:`\phi` the parameters, or
+    :math:`R(\phi + e)` with `error_feedback`, between two synchronizations. SGPerm's state has
+    :math:`\theta` itself. With `average_over`, LAPerm's state has it from a synchronization until
+    the next step; the result then is what all devices agreed on, for parameters without weight
+    vectors, too. Evaluate and save the result, but continue training from `params`.
+
+    Running statistics, such as BatchNorm's, belong to the look-ahead weights that they were
+    averaged over. Compute them again with the result before you evaluate, or evaluate right after a
+    synchronization: with a sync period of hundreds of steps the difference is large.
 
     Args:
         state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in
@@ -98,23 +102,78 @@ def is_permutation(
         >>> bool(p2t.is_permutation({"kernel": jnp.array([[2.0, 1.0], [3.0, 4.0]])}, initial))
         False
     """
+    return jnp.array([same.all() for _, same in _compared(params, initial_params, vectors)]).all()
+
+
+@_updates.under_any_switch
+def check_permutation(
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
+) -> None:
+    """Raises an error that says which parameter is no permutation of its initial weights.
+
+    It compares as `is_permutation` does. Values are needed, so it does not work under `jit`.
+
+    Args:
+        params: the parameters to check, for instance `permuted_params(state, params)`.
+        initial_params: what they were before training; of the same structure and shapes.
+        vectors: which axes form weight vectors, as given to `laperm`.
+
+    Raises:
+        ValueError: If a weight vector is not a permutation of the initial one: the message lists
+            these parameters, each with the number of such vectors and the first of them. Also if
+            the two trees do not match.
+
+    Example:
+        >>> import jax.numpy as jnp, p2t_jax as p2t
+        >>> initial = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+        >>> p2t.check_permutation({"kernel": jnp.array([[3.0, 2.0], [1.0, 4.0]])}, initial)
+        >>> p2t.check_permutation({"kernel": jnp.array([[3.0, 2.0], [1.0, 5.0]])}, initial)
+        Traceback (most recent call last):
+            ...
+        ValueError: params: these are no permutations of their initial weights:
+          kernel (2, 2), weight vectors along (0,): 1 of 2, the first is [1]
+        After training pass permuted_params(state, params): adding updates rounds.
+    """
+    wrong = []
+    for leaf, same in _compared(params, initial_params, vectors):
+        different = np.argwhere(~np.asarray(same))
+        if len(different):
+            wrong.append(
+                f"  {leaf.name} {np.shape(leaf.array)}, weight vectors along {leaf.axes}: "
+                f"{len(different)} of {same.size}, the first is {different[0].tolist()}"
+            )
+    if wrong:
+        raise ValueError(
+            "params: these are no permutations of their initial weights:\n"
+            + "\n".join(wrong)
+            + "\nAfter training pass permuted_params(state, params): adding updates rounds."
+        )
+
+
+def _compared(
+    params: optax.Params, initial_params: optax.Params, vectors: VectorSpec
+) -> list[tuple[_leaves.Leaf, jax.Array]]:
+    """The parameters with weight vectors; for each vector whether it is a permutation."""
     then = _leaves.matching("initial_params", initial_params, params)
     pairs = [
         (leaf, initial)
         for leaf, initial in zip(_leaves.walk(params, vectors), then, strict=True)
         if leaf.axes is not None
     ]
-    if not all(_leaves.fits(initial, leaf.array) for leaf, initial in pairs):
-        return jnp.array(False)
-    axes = [leaf.axes for leaf, _ in pairs if leaf.axes is not None]
-    bits = [_leaves.bits(leaf.array, initial) for leaf, initial in pairs]
+    comparable = [(x, initial) for x, initial in pairs if _leaves.fits(initial, x.array)]
+    axes = [leaf.axes for leaf, _ in comparable if leaf.axes is not None]
+    bits = [_leaves.bits(leaf.array, initial) for leaf, initial in comparable]
 
     def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
         return permute_vectors(_SortBits(), axes, leaves, leaves)
 
     now = sorted_bits([now for now, _ in bits])
     before = sorted_bits([before for _, before in bits])
-    return jnp.array([jnp.all(a == b) for a, b in zip(now, before, strict=True)]).all()
+    same = {
+        leaf.path: _leaves.to_rows(a == b, vector_axes).all(axis=-1)
+        for (leaf, _), vector_axes, a, b in zip(comparable, axes, now, before, strict=True)
+    }
+    return [(leaf, same.get(leaf.path, jnp.zeros((), bool))) for leaf, _ in pairs]
 
 
 @dataclasses.dataclass(frozen=True)

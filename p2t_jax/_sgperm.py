@@ -34,7 +34,7 @@ def geometric_schedule(init_value: float, rate: float, limit: float) -> optax.Sc
     Args:
         init_value: :math:`x_0`: :math:`\alpha_0` or :math:`\lambda_0`.
         rate: :math:`\beta_1` or :math:`\beta_2`; positive, and not 1.
-        limit: :math:`\alpha_{min}` or :math:`\lambda_{max}`.
+        limit: :math:`\alpha_{\mathrm{min}}` or :math:`\lambda_{\mathrm{max}}`.
 
     Returns:
         A schedule for `sgperm`: `optax.exponential_decay` from :math:`x_1` on.
@@ -102,6 +102,7 @@ def sgperm(
     partition_ratio: optax.ScalarOrSchedule = PARTITION_RATIO,
     *,
     inner: optax.GradientTransformation | None = None,
+    others: optax.GradientTransformation | None = None,
     lower: Lower = "mean",
     priority: Priority = "nearest",
     vectors: VectorSpec = "flax",
@@ -121,9 +122,9 @@ def sgperm(
     largest :math:`|r|`, a depth-first search along the movements, nearest first, finds cycles
     through the weight that it starts from. Weights without a recommendation (0 or NaN) stay.
 
-    It is `optax.chain(inner, cycle_permutation(...))`. Parameters without weight vectors stay
-    unchanged. To train them by another optimizer, use `optax.partition`; to permute biases, too,
-    pass `vectors=with_biases("flax")`.
+    It is `optax.chain(inner, cycle_permutation(...))`. Parameters without weight vectors (biases,
+    normalization) stay unchanged, unless `others` trains them; to permute biases, too, pass
+    `vectors=with_biases("flax")`.
 
     Args:
         key: where the random partitions come from: a seed, or a key of `jax.random`.
@@ -136,6 +137,8 @@ def sgperm(
         inner: what turns gradients into updates; the recommendation is the negative update. By
             default `optax.sgd(1.0, momentum=0.9)`. `optax.sgd(1.0)` recommends by the gradient
             alone, any other optimizer by the change that it would make.
+        others: an optimizer for the parameters without weight vectors, such as `optax.adam(1e-3)`.
+            The result is then an `optax.partition` of the two. None to leave them unchanged.
         lower: how :math:`\ell` is chosen: "mean", the mean distance A / m of the m weights of the
             subset that have a recommendation, as in the authors' code; or "smallest", the smallest
             distance between two of them, as in the text of Section 2.1.4.
@@ -177,7 +180,7 @@ def sgperm(
     References:
         Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570v4>`_, 2020, Section 2.
     """
-    return optax.chain(
+    permuting = optax.chain(
         optax.sgd(1.0, momentum=0.9) if inner is None else inner,
         cycle_permutation(
             key,
@@ -190,6 +193,14 @@ def sgperm(
             host_callback=host_callback,
         ),
     )
+    if others is None:
+        return permuting
+
+    def groups(params: optax.Params) -> Any:
+        names = ["others" if x.axes is None else "permuted" for x in _leaves.walk(params, vectors)]
+        return jax.tree.unflatten(jax.tree.structure(params), names)
+
+    return optax.partition({"permuted": permuting, "others": others}, groups)
 
 
 def cycle_permutation(

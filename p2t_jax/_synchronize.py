@@ -78,9 +78,9 @@ def synchronize(
     r"""The last transformation of LAPerm's chain: every k steps, it reorders the initial weights.
 
     In other steps, updates pass unchanged. Every `sync_period` steps, those of the weight vectors
-    become :math:`\theta_{sorted}[R(params + updates)] - params` (Section 3.1). Everything before
-    it in an `optax.chain` is the inner optimizer. It must be the last transformation that changes
-    updates.
+    become :math:`\theta_{\mathrm{sorted}}[R(p + u)] - p` (Section 3.1), with p the
+    parameters and u the updates. Everything before it in an `optax.chain` is the inner optimizer.
+    It must be the last transformation that changes updates.
 
     Args:
         sync_period: see `laperm`.

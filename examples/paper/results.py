@@ -19,10 +19,9 @@ from common import figures
 from common.records import Record, spread, table
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [
-    ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("results", "devices", "choosing")),
-]  # fmt: skip
+RESULTS = [ROOT / "docs" / "results.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
+OTHER_PAGES = ("docs/choosing.md", "docs/devices.md", "docs/index.md", "README.md")
+PAGES = [*RESULTS, *(ROOT / page for page in OTHER_PAGES)]
 PICTURES = ROOT / "docs" / "images" / "results"
 SCRIPTS = (
     "logistic_regression", "fully_connected", "rewiring", "weight_agnostic", "weight_profiles",

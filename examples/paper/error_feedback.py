@@ -66,6 +66,7 @@ def search_all(options):
 def main():
     options = parser(__doc__, seeds=5)
     options.add_argument("--search", type=int, metavar="TRIALS", help="search hyperparameters")
+    options.add_argument("--only", nargs="+", metavar="NAME", help="only these contenders")
     options = options.parse_args()
     if options.search:
         return search_all(options)
@@ -76,9 +77,9 @@ def main():
     for dataset, title in DATA.items():
         images = mnist(data.load(dataset, options.data_dir))
         for seed in experiment.seeds:
-            for name, hyperparameters in runs.items():
+            for name in options.only or CONTENDERS:
                 experiment.fit(
-                    f"{title}, {name}", NETWORK, optimizer(name, **hyperparameters), images, seed,
+                    f"{title}, {name}", NETWORK, optimizer(name, **runs[name]), images, seed,
                     evaluate_at=evaluate_at,
                 )  # fmt: skip
     images = mnist(data.load("mnist", options.data_dir))

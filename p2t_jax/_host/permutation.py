@@ -59,7 +59,7 @@ class Permutation(abc.ABC):
         """
 
     @abc.abstractmethod
-    def in_jax(self, *rows: jax.Array) -> jax.Array:
+    def in_jax(self, *rows: Any) -> jax.Array:
         """Permutes (..., n) `values`: `(values, *operands)`, with numbers as (..., 1)."""
 
 

@@ -106,7 +106,7 @@ def numbness(images, m, batches):
         return state, training.exact(state.params, state.opt_state)
 
     found = {"moved": [], "distance": [], "accuracy": []}
-    reference = training.exact(state.params, state.opt_state)
+    now = reference = training.exact(state.params, state.opt_state)
     for done in range(0, batches, SAMPLE):
         if done in drops:
             reference = now

@@ -54,6 +54,7 @@ import test_doors
 for host_callback in (True, "ffi", False):
     print(*[test_doors.doors_of(name, host_callback) for name in ("laperm", "sgperm")])
 """,
+        timeout=240,
         XLA_FLAGS="",
     )
     safe = SAFE or cores > 1

@@ -226,7 +226,7 @@ def _scaled(rows: jax.Array, gain: Any) -> jax.Array:
 def reinitialize(
     key: Any, params: optax.Params, initializer: Any, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
-    r"""Draws all weight vectors of a tree anew, for any framework.
+    r"""Draws all weight vectors of a tree again, for any framework.
 
     The initializer sees the weight vectors of a parameter as the columns of an (n, m) array: n
     incoming weights of each of m neurons, whichever axes they run along.

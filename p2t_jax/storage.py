@@ -1,8 +1,7 @@
-"""A network as bytes: which permutation of its initial weights it is (Section 6, direction 3).
+"""A network as bytes: which permutation of its initial weights it is (Section 6, direction 3)."""
 
-docs/development/storage_format.md describes the format. The kernel codes vectors; the header, the
-checksums and the blocks that threads share are here.
-"""
+# docs/development/storage_format.md describes the format. The kernel codes vectors; the header, the
+# checksums and the blocks that threads share are here.
 
 import json
 import struct

@@ -59,6 +59,7 @@ TOOLS = NEW_PARAMS | {
     "permutation_of": lambda params: permutations.permutation_of(moved(params), params),
     "statistics": statistics,
     "update_statistics": permutations.update_statistics,
+    "movement": lambda params: p2t.metrics.movement(moved(params), params),
     "keep_zeros": kept_zeros,
     "weight_profiles": weight_profiles,
     "profile_similarity": lambda params: profile_similarity(params["Dense_1"]["kernel"]),
@@ -215,7 +216,7 @@ def test_scalars_and_weak_types_may_stand_beside_a_kernel(tool):
     if tool in NEW_PARAMS:
         assert (tree["scale"], tree["steps"], tree["weak"]) == (2.0, 3, 1.0)
     if isinstance(tree, dict):
-        tree = {name: tree[name] for name in PARAMS}
+        tree = {name: tree[name] for name in result(tool)}
     chex.assert_trees_all_equal(tree, result(tool))
 
 

@@ -246,7 +246,7 @@ def _permute(
     phi = list(map(varying_like, new[:n], theta_sorted))
     new[:n] = _ranking.give_ranking(axes, theta_sorted, phi, host_callback=host_callback)
     updates = [
-        varying_like(_leaves.sharded_like(w.astype(u.dtype) - old.astype(u.dtype), old), u)
+        varying_like(_leaves.sharded_like(w, old).astype(u.dtype) - old.astype(u.dtype), u)
         for w, old, u in zip(new, theta, delta, strict=True)
     ]
     return updates, [varying_like(w, old) for w, old in zip(new, agreed, strict=False)]

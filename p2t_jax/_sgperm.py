@@ -269,7 +269,8 @@ def cycle_permutation(
         new = [None if u is None else jnp.zeros_like(u) for u in step.updates]
         for leaf, theta in zip(step.moving, permuted, strict=True):
             dtype = jnp.result_type(leaf.param, leaf.update)
-            new[leaf.number] = theta.astype(dtype) - leaf.param.astype(dtype)
+            there = _leaves.sharded_like(theta, leaf.param)
+            new[leaf.number] = there.astype(dtype) - leaf.param.astype(dtype)
             step.weights[leaf.number] = theta
         return step.tree(new), state._replace(
             sgperm_step=optax.safe_increment(state.sgperm_step), theta=step.tree(step.weights)

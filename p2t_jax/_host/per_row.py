@@ -119,8 +119,10 @@ def in_jax(
     """The same as `permute_vectors`, in plain JAX."""
     results = []
     for leaf_axes, *leaf in zip(axes, *operands, strict=True):
-        rows = function(*(_leaves.to_rows(array, leaf_axes) for array in leaf))
-        array = _leaves.from_rows(rows, leaf[0].shape, leaf_axes)
+        rows = [_leaves.to_rows(array, leaf_axes) for array in leaf]
+        # The vectors of operands may be spread over devices in another way.
+        result = function(*(_leaves.sharded_like(x, rows[0]) for x in rows))
+        array = _leaves.from_rows(result, leaf[0].shape, leaf_axes)
         results.append(_leaves.sharded_like(array, leaf[0]))
     return results
 
@@ -307,7 +309,7 @@ def _across_devices(
         whole = []
         for x, result, axis in zip(flat, results, share_axes, strict=False):
             if explicit:
-                result = jax.reshard(result, jax.typeof(x).sharding)
+                result = _leaves.sharded_like(result, x)
             if axis is not None:
                 result = jax.lax.slice_in_dim(result, 0, x.shape[axis], axis=axis)
             whole.append(result)

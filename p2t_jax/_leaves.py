@@ -320,11 +320,17 @@ def copy(leaf: Any) -> Any:
 
 
 def sharded_like(array: jax.Array, other: jax.Array) -> jax.Array:
-    """`array` with the sharding of `other` along explicit mesh axes."""
-    sharding: Any = jax.typeof(other).sharding
-    if jax.typeof(array).sharding == sharding:
+    """`array` with the sharding of `other` along explicit mesh axes.
+
+    An array that was made before a mesh was set has none. It is like one that is not split.
+    """
+    now: Any = jax.typeof(array).sharding
+    wanted: Any = jax.typeof(other).sharding
+    if wanted.mesh.empty:
+        wanted = NamedSharding(now.mesh, PartitionSpec(*(None for _ in now.spec)))
+    if now == wanted:
         return array
-    resharded: jax.Array = jax.reshard(array, sharding)
+    resharded: jax.Array = jax.reshard(array, wanted)
     return resharded
 
 

@@ -233,7 +233,7 @@ def _change(
 ) -> _Change:
     """From a parameter to its new value, and what of z is remembered: e = m (z - theta)."""
     dtype = given.update.dtype
-    update = _leaves.sharded_like(new.astype(dtype) - old.astype(dtype), old)
+    update = _leaves.sharded_like(new, old).astype(dtype) - old.astype(dtype)
     error = None
     if given.error is not None:
         theta = _widened(new)

@@ -76,6 +76,7 @@ class Step(NamedTuple):
 def difference(theta: jax.Array, parameter: Parameter) -> jax.Array:
     """The update from a parameter to theta, in the dtype of their sum."""
     dtype = jnp.result_type(parameter.param, parameter.update)
+    theta = _leaves.sharded_like(theta, parameter.param)
     return theta.astype(dtype) - parameter.param.astype(dtype)
 
 

@@ -4,6 +4,11 @@ Building needs no network: formulas become MathML, which browsers draw themselve
 links into the documentation of other projects (intersphinx).
 """
 
+import ast
+import inspect
+import os
+import textwrap
+
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
@@ -17,6 +22,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 nitpicky = True  # a name in a role such as {py:func} must be one of ours
@@ -28,11 +34,13 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
+nb_merge_streams = True
 
 # The API reference.
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_typehints = "none"  # docstrings say more: shapes, dtypes, ranges
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 60
 default_role = "py:obj"  # a name in backticks is a link if it is one of ours
 add_module_names = False
 napoleon_attr_annotations = False
@@ -41,11 +49,19 @@ napoleon_use_rtype = False
 
 # The pages.
 html_theme = "sphinx_book_theme"
-html_title = "p2t_jax"
+html_title = f"p2t_jax {version}"
+html_logo = "_static/logo.svg"
+html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["manual.css"]
 html_show_copyright = False
 html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+if repository := os.environ.get("GITHUB_REPOSITORY"):
+    html_theme_options |= {
+        "repository_url": f"https://github.com/{repository}",
+        "use_repository_button": True,
+        "use_issues_button": True,
+    }
 html_math_renderer = "mathml"
 
 
@@ -59,6 +75,19 @@ def _display(writer, node):
     raise SkipNode
 
 
+def _signature(app, what, name, obj, options, signature, returns):
+    """Annotations and defaults as the source has them: `optax.Params` is a union of a page."""
+    if what != "function":
+        return None
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(obj)))
+    (function,) = ast.parse(source).body
+    arguments = ast.unparse(function.args)
+    for constant in ("AGGRESSIVENESS", "PARTITION_RATIO"):
+        arguments = arguments.replace(f"={constant}", "=SECTION_5_1_2")
+    return f"({arguments})", ast.unparse(function.returns)
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", _signature)
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))

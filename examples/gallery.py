@@ -268,6 +268,21 @@ def draw_learning_curves(logistic, both, alone):
     return figure
 
 
+def draw_movement(data):
+    """What has moved, every 20 mini-batches: three layers trained by LAPerm."""
+    model = MLP((200, 100, 10))
+    params = model.init(jax.random.key(0), data[0][:1])
+    tx = p2t.laperm(optax.adam(1e-3), sync_period=10, error_feedback=1.0)
+    steps, _, trained = zip(*train(model, tx, params, data, 400)[2], strict=True)
+    history = [p2t.metrics.movement(now, params) for now in trained]
+    figure, axs = subplots(1, 4, 3, 2.8)
+    for ax, what in zip(axs, ("moved", "change", "correlation", "rank_distance"), strict=True):
+        plots.movement(steps, history, what=what, ax=ax)
+    for ax in axs[1:]:
+        ax.get_legend().remove()
+    return figure
+
+
 def film(history):
     """The first five neurons side by side, as they move."""
     steps, _, params = zip(*history, strict=True)
@@ -314,6 +329,8 @@ def main():
     save(draw_partition(after[:, 0]), output_dir / "partition.png")
     film(sgperm[:20]).save(output_dir / "weights.gif", writer="pillow", dpi=100)
     print(output_dir / "weights.gif")
+
+    save(draw_movement(data), output_dir / "movement.png")
 
     save(draw_chords(*recommendations(data), laperm_period(data)), output_dir / "chords.png")
 

@@ -29,7 +29,7 @@ EVALUATE_EVERY = 20
 def make_optimizers(vectors):
     return {
         "Adam": optax.adam(1e-3),
-        "LAPerm": p2t.laperm(optax.adam(1e-3), sync_period=20, vectors=vectors),
+        "LAPerm": p2t.laperm(optax.adam(1e-3), sync_period=10, error_feedback=1.0, vectors=vectors),
         # The default, "mean", suits longer weight vectors: here it would let no movement get small.
         "SGPerm": p2t.sgperm(key=0, lower="smallest", vectors=vectors),
     }

@@ -1,12 +1,15 @@
 """Train neural networks by permuting their weights (Qiu & Suda, 2020).
 
 The optimizers `laperm` and `sgperm`, and what a training script needs besides them. Study tools are
-in `initializers`, `permutations`, `profiles`, `sparse`, `storage` and `plots`. The last one
-needs Matplotlib and has to be imported: `import p2t_jax.plots`.
+in `initializers`, `metrics`, `permutations`, `profiles`, `sparse`, `storage`, `codes` and `plots`.
+The last one needs Matplotlib, and is imported when it is first used.
 """
 
-from p2t_jax import initializers, permutations, profiles, sparse, storage
-from p2t_jax._exact import is_permutation, permuted_params
+import importlib
+from typing import Any
+
+from p2t_jax import codes, initializers, metrics, permutations, profiles, sparse, storage
+from p2t_jax._exact import check_permutation, is_permutation, permuted_params
 from p2t_jax._host.host_choice import set_host_callback
 from p2t_jax._laperm import laperm
 from p2t_jax._sgperm import CyclePermutationState, cycle_permutation, geometric_schedule, sgperm
@@ -30,6 +33,8 @@ __all__ = [
     "CyclePermutationState",
     "KeepZerosState",
     "SynchronizeState",
+    "check_permutation",
+    "codes",
     "cycle_permutation",
     "equinox_vectors",
     "flax_vectors",
@@ -40,6 +45,7 @@ __all__ = [
     "is_permutation",
     "keep_zeros",
     "laperm",
+    "metrics",
     "named_vectors",
     "pack",
     "permutations",
@@ -56,3 +62,9 @@ __all__ = [
     "unpack",
     "with_biases",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return importlib.import_module("p2t_jax.plots")
+    raise AttributeError(f"module 'p2t_jax' has no attribute {name!r}")

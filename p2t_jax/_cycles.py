@@ -89,7 +89,7 @@ def _lay_out(
 ) -> tuple[_Sorted, jax.Array]:
     """Draws the subsets, and sorts the weights that take part; those come before all others."""
     n = theta.shape[-1]
-    place = jnp.broadcast_to(jnp.arange(n), theta.shape)
+    place = _leaves.sharded_like(jnp.broadcast_to(jnp.arange(n), theta.shape), theta)
     subsets = subset_count(n, partition_ratio)
     random = jax.vmap(lambda s: jax.random.bits(jax.random.key(s[0]), (n,), jnp.uint32))(seed)
     drawn = jnp.argsort(jnp.argsort(random, axis=-1, stable=True), axis=-1)

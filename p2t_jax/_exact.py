@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from p2t_jax import _leaves, _ranking, _updates
+from p2t_jax import _leaves, _updates
 from p2t_jax._host.permutation import Array, Permutation
 from p2t_jax._host.permute import permute_vectors
-from p2t_jax._sgperm import CyclePermutationState
-from p2t_jax._synchronize import SynchronizeState
 from p2t_jax._vectors import Path, VectorSpec, named_leaves
 
 
@@ -23,11 +21,15 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     Optax applies updates by adding them, and :math:`p + (\theta - p)` differs from :math:`\theta`
     in the last bit about a third of the time; between two synchronizations LAPerm's weights are the
     inner optimizer's own. For LAPerm this synchronizes the current parameters, whatever the step:
-    :math:`\theta = \theta_{sorted}[R(params)]`, or :math:`R(params + e)` with `error_feedback`,
-    between two synchronizations. SGPerm's state has :math:`\theta` itself. With `average_over`,
-    LAPerm's state has it from a synchronization until the next step; the result then is what all
-    devices agreed on, for parameters without weight vectors, too. Evaluate and save the result,
-    but continue training from `params`.
+    :math:`\theta = \theta_{\mathrm{sorted}}[R(\phi)]` with :math:`\phi` the parameters, or
+    :math:`R(\phi + e)` with `error_feedback`, between two synchronizations. SGPerm's state has
+    :math:`\theta` itself. With `average_over`, LAPerm's state has it from a synchronization until
+    the next step; the result then is what all devices agreed on, for parameters without weight
+    vectors, too. Evaluate and save the result, but continue training from `params`.
+
+    Running statistics, such as BatchNorm's, belong to the look-ahead weights that they were
+    averaged over. Compute them again with the result before you evaluate, or evaluate right after a
+    synchronization: with a sync period of hundreds of steps the difference is large.
 
     Args:
         state: the state of an optimizer that contains `laperm` or `sgperm`, at any depth: in
@@ -51,8 +53,8 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
         >>> p2t.permuted_params(state, params)["kernel"].ravel()
         Array([2., 1., 3.], dtype=float32)
     """
-    nodes = jax.tree.leaves(state, is_leaf=_holds_weights)
-    states = [node for node in nodes if _holds_weights(node)]
+    nodes = jax.tree.leaves(state, is_leaf=_knows_exact_params)
+    states = [node for node in nodes if _knows_exact_params(node)]
     if not states:
         raise ValueError(
             "state: contains no laperm or sgperm state; pass the full optimizer state (as returned "
@@ -61,66 +63,13 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     leaves = dict(named_leaves(params))
     permuted: dict[Path, Any] = {}
     for node in states:
-        permuted |= _permuted(node, leaves)
+        permuted |= node.exact_params(leaves)
     exact = [permuted.get(path, leaf) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(params), map(_leaves.copy, exact))
 
 
-def _holds_weights(node: Any) -> bool:
-    return isinstance(node, SynchronizeState | CyclePermutationState)
-
-
-def _permuted(
-    state: SynchronizeState | CyclePermutationState, leaves: dict[Path, Any]
-) -> dict[Path, Any]:
-    """The exact parameters that this state gives for some of `leaves`, by path."""
-    if isinstance(state, SynchronizeState):
-        step, weights = state.sync_step, state.theta_sorted
-    else:
-        step, weights = state.sgperm_step, state.theta
-    (step,) = jax.tree.leaves(step)  # flax.nnx puts arrays in boxes
-    if jnp.ndim(step):
-        raise ValueError(
-            f"state: its step must be a scalar, got shape {jnp.shape(step)}. For an ensemble or "
-            "replicas use jax.vmap(p2t_jax.permuted_params)(state, params)."
-        )
-    axes, theta = {}, {}
-    for path, w, leaf_axes in _leaves.walk(weights, state.vectors):
-        leaf = leaves.get(path)
-        if leaf is None or not _leaves.fits(w, leaf):
-            raise _leaves.mismatch("state", path, w, leaf)
-        if leaf_axes is not None:
-            axes[path], theta[path] = leaf_axes, jnp.asarray(w)
-    if isinstance(state, CyclePermutationState):
-        return theta
-    phi = _phi(state, {path: _leaves.in_jax(leaves[path]) for path in theta})
-    permuted = _ranking.give_ranking(list(axes.values()), list(theta.values()), phi)
-    now = dict(zip(theta, permuted, strict=True))
-    if state.theta_synchronized is None:
-        return now
-    (lookahead_step,) = jax.tree.leaves(state.lookahead_step)
-    agree = (step > 0) & (lookahead_step == 0)
-    return {
-        path: jnp.where(agree, w, now.get(path, leaves[path]))
-        for path, w in named_leaves(state.theta_synchronized)
-        if jnp.issubdtype(w.dtype, jnp.inexact)
-    }
-
-
-def _phi(state: SynchronizeState, params: dict[Path, jax.Array]) -> list[jax.Array]:
-    """What LAPerm ranks, whatever the step: the parameters, and what it remembers."""
-    if state.feedback_error is None:
-        return list(params.values())
-    errors, phi = dict(named_leaves(state.feedback_error)), []
-    (lookahead_step,) = jax.tree.leaves(state.lookahead_step)
-    for path, param in params.items():
-        error = jnp.asarray(errors[path])
-        if param.dtype == error.dtype:
-            # After a synchronization they are theta, and their sum with e is z but for rounding.
-            # Parameters in half precision are only near theta; e has what is missing.
-            error = jnp.where(lookahead_step == 0, 0, error)
-        phi.append(param.astype(error.dtype) + _leaves.sharded_like(error, param))
-    return phi
+def _knows_exact_params(node: Any) -> bool:
+    return hasattr(type(node), "exact_params")
 
 
 @_updates.under_any_switch
@@ -153,23 +102,78 @@ def is_permutation(
         >>> bool(p2t.is_permutation({"kernel": jnp.array([[2.0, 1.0], [3.0, 4.0]])}, initial))
         False
     """
+    return jnp.array([same.all() for _, same in _compared(params, initial_params, vectors)]).all()
+
+
+@_updates.under_any_switch
+def check_permutation(
+    params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
+) -> None:
+    """Raises an error that says which parameter is no permutation of its initial weights.
+
+    It compares as `is_permutation` does. Values are needed, so it does not work under `jit`.
+
+    Args:
+        params: the parameters to check, for instance `permuted_params(state, params)`.
+        initial_params: what they were before training; of the same structure and shapes.
+        vectors: which axes form weight vectors, as given to `laperm`.
+
+    Raises:
+        ValueError: If a weight vector is not a permutation of the initial one: the message lists
+            these parameters, each with the number of such vectors and the first of them. Also if
+            the two trees do not match.
+
+    Example:
+        >>> import jax.numpy as jnp, p2t_jax as p2t
+        >>> initial = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+        >>> p2t.check_permutation({"kernel": jnp.array([[3.0, 2.0], [1.0, 4.0]])}, initial)
+        >>> p2t.check_permutation({"kernel": jnp.array([[3.0, 2.0], [1.0, 5.0]])}, initial)
+        Traceback (most recent call last):
+            ...
+        ValueError: params: these are no permutations of their initial weights:
+          kernel (2, 2), weight vectors along (0,): 1 of 2, the first is [1]
+        After training pass permuted_params(state, params): adding updates rounds.
+    """
+    wrong = []
+    for leaf, same in _compared(params, initial_params, vectors):
+        different = np.argwhere(~np.asarray(same))
+        if len(different):
+            wrong.append(
+                f"  {leaf.name} {np.shape(leaf.array)}, weight vectors along {leaf.axes}: "
+                f"{len(different)} of {same.size}, the first is {different[0].tolist()}"
+            )
+    if wrong:
+        raise ValueError(
+            "params: these are no permutations of their initial weights:\n"
+            + "\n".join(wrong)
+            + "\nAfter training pass permuted_params(state, params): adding updates rounds."
+        )
+
+
+def _compared(
+    params: optax.Params, initial_params: optax.Params, vectors: VectorSpec
+) -> list[tuple[_leaves.Leaf, jax.Array]]:
+    """The parameters with weight vectors; for each vector whether it is a permutation."""
     then = _leaves.matching("initial_params", initial_params, params)
     pairs = [
         (leaf, initial)
         for leaf, initial in zip(_leaves.walk(params, vectors), then, strict=True)
         if leaf.axes is not None
     ]
-    if not all(_leaves.fits(initial, leaf.array) for leaf, initial in pairs):
-        return jnp.array(False)
-    axes = [leaf.axes for leaf, _ in pairs if leaf.axes is not None]
-    bits = [_leaves.bits(leaf.array, initial) for leaf, initial in pairs]
+    comparable = [(x, initial) for x, initial in pairs if _leaves.fits(initial, x.array)]
+    axes = [leaf.axes for leaf, _ in comparable if leaf.axes is not None]
+    bits = [_leaves.bits(leaf.array, initial) for leaf, initial in comparable]
 
     def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
         return permute_vectors(_SortBits(), axes, leaves, leaves)
 
     now = sorted_bits([now for now, _ in bits])
     before = sorted_bits([before for _, before in bits])
-    return jnp.array([jnp.all(a == b) for a, b in zip(now, before, strict=True)]).all()
+    same = {
+        leaf.path: _leaves.to_rows(a == b, vector_axes).all(axis=-1)
+        for (leaf, _), vector_axes, a, b in zip(comparable, axes, now, before, strict=True)
+    }
+    return [(leaf, same.get(leaf.path, jnp.zeros((), bool))) for leaf, _ in pairs]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,10 +23,10 @@ def laperm(
     r"""Trains by lookahead permutation: an optimizer looks ahead, then the weights are reordered.
 
     For k mini-batches the inner optimizer moves the weights freely, :math:`\phi_i \leftarrow
-    \phi_{i-1} + Opt(f, \phi_{i-1}, d_i)`. Then every weight vector is replaced by the initial
-    weights in the order of the inner optimizer's weights,
+    \phi_{i-1} + \mathrm{Opt}(f, \phi_{i-1}, d_i)`. Then every weight vector is replaced by the
+    initial weights in the order of the inner optimizer's weights,
 
-    .. math:: \theta_t = \theta_{sorted}[R(\phi_k)],
+    .. math:: \theta_t = \theta_{\mathrm{sorted}}[R(\phi_k)],
 
     with R the ranking: 0 for the smallest weight, ties ranked by position, NaN last. All other
     parameters (biases, normalization) are trained by the inner optimizer, as in Section 5.2.
@@ -36,7 +36,10 @@ def laperm(
     `error_feedback` m above 0, which is not in the paper, it is remembered and added when weights
     are ranked next, as error feedback does for compressed gradients: with e = 0 at first,
 
-    .. math:: z = \phi_k + e, \qquad \theta_t = \theta_{sorted}[R(z)], \qquad e = m (z - \theta_t).
+    .. math::
+
+        z = \phi_k + e, \qquad \theta_t = \theta_{\mathrm{sorted}}[R(z)],
+        \qquad e = m (z - \theta_t).
 
     It is `optax.chain(inner, synchronize(sync_period))`, so `state[0]` is the inner optimizer's
     state. In addition, a synchronization makes a line search forget the value and the gradient that

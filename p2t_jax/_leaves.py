@@ -43,6 +43,15 @@ class Leaf(NamedTuple):
         """The path as errors show it."""
         return show(self.path)
 
+    def vector_name(self, row: int) -> str:
+        """One weight vector, as one would index it; `row` counts those of `to_rows`."""
+        assert self.axes is not None
+        shape = self.array.shape
+        sizes = [size for axis, size in enumerate(shape) if axis not in self.axes]
+        others = iter(np.unravel_index(row, sizes))
+        index = [":" if axis in self.axes else str(next(others)) for axis in range(len(shape))]
+        return f"{self.name}[{', '.join(index)}]"
+
 
 def walk(tree: Any, vectors: VectorSpec) -> list[Leaf]:
     """The leaves of a tree of parameters, in the order of `jax.tree.leaves`.
@@ -311,11 +320,17 @@ def copy(leaf: Any) -> Any:
 
 
 def sharded_like(array: jax.Array, other: jax.Array) -> jax.Array:
-    """`array` with the sharding of `other` along explicit mesh axes."""
-    sharding: Any = jax.typeof(other).sharding
-    if jax.typeof(array).sharding == sharding:
+    """`array` with the sharding of `other` along explicit mesh axes.
+
+    An array that was made before a mesh was set has none. It is like one that is not split.
+    """
+    now: Any = jax.typeof(array).sharding
+    wanted: Any = jax.typeof(other).sharding
+    if wanted.mesh.empty:
+        wanted = NamedSharding(now.mesh, PartitionSpec(*(None for _ in now.spec)))
+    if now == wanted:
         return array
-    resharded: jax.Array = jax.reshard(array, sharding)
+    resharded: jax.Array = jax.reshard(array, wanted)
     return resharded
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -16,7 +16,7 @@ from p2t_jax._host.permutation import Permutation
 from p2t_jax._host.permute import permute_vectors
 from p2t_jax._host.shares import gathered, own_shares
 from p2t_jax._jax_internals import is_traced
-from p2t_jax._vectors import VectorAxes, VectorSpec
+from p2t_jax._vectors import Path, VectorAxes, VectorSpec
 
 Lower: TypeAlias = Literal["mean", "smallest"]
 Priority: TypeAlias = Literal["nearest", "farthest", "random"]
@@ -34,7 +34,7 @@ def geometric_schedule(init_value: float, rate: float, limit: float) -> optax.Sc
     Args:
         init_value: :math:`x_0`: :math:`\alpha_0` or :math:`\lambda_0`.
         rate: :math:`\beta_1` or :math:`\beta_2`; positive, and not 1.
-        limit: :math:`\alpha_{min}` or :math:`\lambda_{max}`.
+        limit: :math:`\alpha_{\mathrm{min}}` or :math:`\lambda_{\mathrm{max}}`.
 
     Returns:
         A schedule for `sgperm`: `optax.exponential_decay` from :math:`x_1` on.
@@ -85,6 +85,11 @@ class CyclePermutationState(NamedTuple):
     theta: optax.Params
     vectors: VectorAxes
 
+    def exact_params(self, params: Mapping[Path, Any]) -> dict[Path, jax.Array]:
+        """The exact values of those of `params` that the state knows, for `permuted_params`."""
+        found = _updates.vectors_of_state(self.sgperm_step, self.theta, self.vectors, params)
+        return {x.path: x.weights for x in found}
+
 
 jax.export.register_namedtuple_serialization(
     CyclePermutationState, serialized_name="p2t_jax.CyclePermutationState"
@@ -97,6 +102,7 @@ def sgperm(
     partition_ratio: optax.ScalarOrSchedule = PARTITION_RATIO,
     *,
     inner: optax.GradientTransformation | None = None,
+    others: optax.GradientTransformation | None = None,
     lower: Lower = "mean",
     priority: Priority = "nearest",
     vectors: VectorSpec = "flax",
@@ -116,9 +122,9 @@ def sgperm(
     largest :math:`|r|`, a depth-first search along the movements, nearest first, finds cycles
     through the weight that it starts from. Weights without a recommendation (0 or NaN) stay.
 
-    It is `optax.chain(inner, cycle_permutation(...))`. Parameters without weight vectors stay
-    unchanged. To train them by another optimizer, use `optax.partition`; to permute biases, too,
-    pass `vectors=with_biases("flax")`.
+    It is `optax.chain(inner, cycle_permutation(...))`. Parameters without weight vectors (biases,
+    normalization) stay unchanged, unless `others` trains them; to permute biases, too, pass
+    `vectors=with_biases("flax")`.
 
     Args:
         key: where the random partitions come from: a seed, or a key of `jax.random`.
@@ -131,6 +137,8 @@ def sgperm(
         inner: what turns gradients into updates; the recommendation is the negative update. By
             default `optax.sgd(1.0, momentum=0.9)`. `optax.sgd(1.0)` recommends by the gradient
             alone, any other optimizer by the change that it would make.
+        others: an optimizer for the parameters without weight vectors, such as `optax.adam(1e-3)`.
+            The result is then an `optax.partition` of the two. None to leave them unchanged.
         lower: how :math:`\ell` is chosen: "mean", the mean distance A / m of the m weights of the
             subset that have a recommendation, as in the authors' code; or "smallest", the smallest
             distance between two of them, as in the text of Section 2.1.4.
@@ -172,7 +180,7 @@ def sgperm(
     References:
         Qiu and Suda, `Permute to Train <https://arxiv.org/abs/2003.02570v4>`_, 2020, Section 2.
     """
-    return optax.chain(
+    permuting = optax.chain(
         optax.sgd(1.0, momentum=0.9) if inner is None else inner,
         cycle_permutation(
             key,
@@ -185,6 +193,14 @@ def sgperm(
             host_callback=host_callback,
         ),
     )
+    if others is None:
+        return permuting
+
+    def groups(params: optax.Params) -> Any:
+        names = ["others" if x.axes is None else "permuted" for x in _leaves.walk(params, vectors)]
+        return jax.tree.unflatten(jax.tree.structure(params), names)
+
+    return optax.partition({"permuted": permuting, "others": others}, groups)
 
 
 def cycle_permutation(
@@ -239,12 +255,12 @@ def cycle_permutation(
 
     @_updates.under_any_switch
     def init_fn(params: optax.Params) -> CyclePermutationState:
-        _, axes = _updates.initial(params, vectors)
+        _, axes = _updates.checked_init(params, vectors)
         return CyclePermutationState(
             sgperm_step=jnp.zeros((), jnp.int32),
             # Raw data, since not every checkpointer restores typed keys.
             sgperm_key=jax.random.bits(_checks.random_key("key", key), (2,), jnp.uint32),
-            theta=jax.tree.map(_updates.kept, params),
+            theta=jax.tree.map(_updates.copied, params),
             vectors=axes,
         )
 
@@ -256,19 +272,16 @@ def cycle_permutation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, CyclePermutationState]:
         del extra_args
-        step = _updates.take_apart(updates, state.theta, state.vectors, params)
+        step = _updates.checked(updates, params, state.vectors, state.theta)
         alpha = _value("aggressiveness", aggressiveness, state.sgperm_step)
         lambda_ = _value("partition_ratio", partition_ratio, state.sgperm_step)
         operands = _operands(step.moving, jnp.where(lambda_ > 0, alpha, 0), lambda_, state)
         permuted = _permuted(search, step.moving, operands, share_over, host_callback)
 
-        new = [None if u is None else jnp.zeros_like(u) for u in step.updates]
-        for leaf, theta in zip(step.moving, permuted, strict=True):
-            dtype = jnp.result_type(leaf.param, leaf.update)
-            new[leaf.number] = theta.astype(dtype) - leaf.param.astype(dtype)
-            step.weights[leaf.number] = theta
-        return step.tree(new), state._replace(
-            sgperm_step=optax.safe_increment(state.sgperm_step), theta=step.tree(step.weights)
+        held = jax.tree.map(jnp.zeros_like, updates)
+        return step.put_theta(held, permuted), state._replace(
+            sgperm_step=optax.safe_increment(state.sgperm_step),
+            theta=step.put(state.theta, step.moving, permuted),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -298,7 +311,7 @@ class _Search(Permutation):
 
 def _permuted(
     search: _Search,
-    moving: Sequence[_updates.Moving],
+    moving: Sequence[_updates.Parameter],
     operands: Sequence[Sequence[jax.Array]],
     share_over: Any,
     host_callback: HostCallback | None,
@@ -321,7 +334,7 @@ def _value(name: str, hyperparameter: Any, step: jax.Array) -> jax.Array:
 
 
 def _operands(
-    moving: Sequence[_updates.Moving],
+    moving: Sequence[_updates.Parameter],
     alpha: jax.Array,
     lambda_: jax.Array,
     state: CyclePermutationState,

@@ -1,6 +1,7 @@
 """The synchronization of LAPerm: Section 3.1, and error feedback, which is not in the paper."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from p2t_jax import _checks, _leaves, _ranking, _updates
 from p2t_jax._host.host_choice import HostCallback, host_choice
 from p2t_jax._jax_internals import is_traced, varying_axes, varying_like
 from p2t_jax._replace import replace_if
-from p2t_jax._vectors import VectorAxes, VectorSpec
+from p2t_jax._vectors import Path, VectorAxes, VectorSpec, named_leaves
 
 
 class SynchronizeState(NamedTuple):
@@ -42,6 +43,24 @@ class SynchronizeState(NamedTuple):
     theta_synchronized: optax.Params | None
     vectors: VectorAxes
 
+    def exact_params(self, params: Mapping[Path, Any]) -> dict[Path, jax.Array]:
+        """The exact values of those of `params` that the state knows, for `permuted_params`."""
+        found = _updates.vectors_of_state(self.sync_step, self.theta_sorted, self.vectors, params)
+        theta_sorted = [x.weights for x in found]
+        theta = _ranking.give_ranking(
+            [x.axes for x in found], theta_sorted, _look_ahead(self, found)
+        )
+        now = {x.path: w for x, w in zip(found, theta, strict=True)}
+        if self.theta_synchronized is None:
+            return now
+        step, lookahead_step = map(_updates.scalar, (self.sync_step, self.lookahead_step))
+        agree = (step > 0) & (lookahead_step == 0)
+        return {
+            path: jnp.where(agree, w, now.get(path, params[path]))
+            for path, w in named_leaves(self.theta_synchronized)
+            if jnp.issubdtype(w.dtype, jnp.inexact)
+        }
+
 
 jax.export.register_namedtuple_serialization(
     SynchronizeState, serialized_name="p2t_jax.SynchronizeState"
@@ -59,9 +78,9 @@ def synchronize(
     r"""The last transformation of LAPerm's chain: every k steps, it reorders the initial weights.
 
     In other steps, updates pass unchanged. Every `sync_period` steps, those of the weight vectors
-    become :math:`\theta_{sorted}[R(params + updates)] - params` (Section 3.1). Everything before
-    it in an `optax.chain` is the inner optimizer. It must be the last transformation that changes
-    updates.
+    become :math:`\theta_{\mathrm{sorted}}[R(p + u)] - p` (Section 3.1), with p the
+    parameters and u the updates. Everything before it in an `optax.chain` is the inner optimizer.
+    It must be the last transformation that changes updates.
 
     Args:
         sync_period: see `laperm`.
@@ -92,7 +111,7 @@ def synchronize(
 
     @_updates.under_any_switch
     def init_fn(params: optax.Params) -> SynchronizeState:
-        leaves, axes = _updates.initial(params, vectors)
+        leaves, axes = _updates.checked_init(params, vectors)
         return SynchronizeState(
             sync_step=jnp.zeros((), jnp.int32),
             lookahead_step=jnp.zeros((), jnp.int32),
@@ -101,7 +120,7 @@ def synchronize(
             ),
             feedback_error=jax.tree.map(_no_error, params) if remembers else None,
             theta_synchronized=(
-                None if average_over is None else jax.tree.map(_updates.kept, params)
+                None if average_over is None else jax.tree.map(_updates.copied, params)
             ),
             vectors=axes,
         )
@@ -114,35 +133,38 @@ def synchronize(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SynchronizeState]:
         del extra_args
-        step = _updates.take_apart(updates, state.theta_sorted, state.vectors, params)
-        error = _remembered(state, params, remembers)
+        if state.feedback_error is None and remembers:
+            raise ValueError(
+                "state: has no feedback_error, which error_feedback needs: it is the state of an "
+                "optimizer without error feedback. Initialize a new one."
+            )
+        trees = state.theta_sorted, state.feedback_error, state.theta_synchronized
+        step = _updates.checked(updates, params, state.vectors, *trees)
         k, m = (x(state.sync_step) if callable(x) else x for x in (sync_period, error_feedback))
         _check_period(k)
         _check_feedback(m)
         m = jnp.nan_to_num(jnp.clip(jnp.asarray(m, jnp.float32), 0, 1))
         i = state.lookahead_step + 1
         synchronizes = jnp.asarray(~(i < k))
-        leaves, agreed = step.moving, jax.tree.leaves(state.theta_synchronized)
+        phi = step.moving
         if average_over is not None:
             _check_same_on_all(average_over, sync_period, synchronizes)
-            leaves = leaves + step.others
-        given = [_given(leaf, error, agreed, m, average_over) for leaf in leaves]
-        axes = tuple(leaf.axes for leaf in step.moving)
-        synchronized = functools.partial(_synchronized, axes, average_over, host_callback)
-        theta = [leaf.param for leaf in leaves]
-        theta_sorted = [leaf.weights for leaf in step.moving]
-        changes = replace_if(synchronized, synchronizes, given, theta, theta_sorted, m)
-        for leaf, change in zip(leaves, changes, strict=True):
-            step.updates[leaf.number] = change.update
-            if error and leaf.axes:
-                error[leaf.number] = change.error
-            if agreed:
-                agreed[leaf.number] = change.agreed
-        return step.tree(step.updates), state._replace(
+            phi = step.moving + step.others
+        axes = tuple(parameter.axes for parameter in step.moving)
+        changes = replace_if(
+            functools.partial(_synchronized, axes, average_over, host_callback),
+            synchronizes,
+            [_look_ahead_on(parameter, m, average_over) for parameter in phi],
+            [parameter.param for parameter in phi],
+            [parameter.weights for parameter in step.moving],
+            m,
+        )
+        update, e, theta = zip(*changes, strict=True) if changes else ((), (), ())
+        return step.put(updates, phi, update), state._replace(
             sync_step=optax.safe_increment(state.sync_step),
             lookahead_step=jnp.where(synchronizes, 0, i),
-            feedback_error=step.tree(error) if error else None,
-            theta_synchronized=step.tree(agreed) if agreed else None,
+            feedback_error=step.put(state.feedback_error, step.moving, e[: len(axes)]),
+            theta_synchronized=step.put(state.theta_synchronized, phi, theta),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -163,17 +185,21 @@ class _Change(NamedTuple):
     agreed: jax.Array | None
 
 
-def _given(
-    leaf: _updates.Moving, error: list[Any], agreed: list[Any], m: jax.Array, average_over: Any
-) -> _Change:
+def _look_ahead_on(parameter: _updates.Parameter, m: jax.Array, average_over: Any) -> _Change:
     """The change without a synchronization, of the types that it has after one."""
-    update = _as_promoted(leaf)
-    e = error[leaf.number] if error and leaf.axes else None
-    if e is not None:
+    param, weights, (error, agreed) = parameter.param, parameter.weights, parameter.others
+    # Unlike `astype`, this leaves no weak type behind.
+    dtype = jnp.result_type(param, parameter.update)
+    update = jax.lax.convert_element_type(parameter.update, dtype)
+    update = varying_like(_leaves.sharded_like(update, param), param, weights)
+    if error is not None and not parameter.axes:
+        error = None
+    if error is not None:
         # With `average_over`, it belongs to the mean, which is the same on all devices.
-        others = [leaf.weights, m] if average_over is not None else [leaf.weights, m, update]
-        e = varying_like(e, *others)
-    return _Change(update, e, varying_like(agreed[leaf.number], leaf.weights) if agreed else None)
+        error = varying_like(error, weights, m, *([update] if average_over is None else []))
+    if agreed is not None:
+        agreed = varying_like(agreed, weights)
+    return _Change(update, error, agreed)
 
 
 def _synchronized(
@@ -207,7 +233,7 @@ def _change(
 ) -> _Change:
     """From a parameter to its new value, and what of z is remembered: e = m (z - theta)."""
     dtype = given.update.dtype
-    update = _leaves.sharded_like(new.astype(dtype) - old.astype(dtype), old)
+    update = _leaves.sharded_like(new, old).astype(dtype) - old.astype(dtype)
     error = None
     if given.error is not None:
         theta = _widened(new)
@@ -244,16 +270,19 @@ def _no_error(param: Any) -> Any:
     return varying_like(jnp.zeros_like(param, dtype), param)
 
 
-def _remembered(state: SynchronizeState, params: optax.Params, remembers: bool) -> list[Any]:
-    """The error of each parameter; an empty list without error feedback."""
-    if state.feedback_error is not None:
-        return _leaves.matching("state", state.feedback_error, params)
-    if remembers:
-        raise ValueError(
-            "state: has no feedback_error, which error_feedback needs: it is the state of an "
-            "optimizer without error feedback. Initialize a new one."
-        )
-    return []
+def _look_ahead(state: SynchronizeState, found: Sequence[_updates.Exact]) -> list[jax.Array]:
+    """What is ranked, whatever the step: the parameters, and what is remembered."""
+    if state.feedback_error is None:
+        return [x.param for x in found]
+    errors, phi = dict(named_leaves(state.feedback_error)), []
+    for x in found:
+        error = jnp.asarray(errors[x.path])
+        if x.param.dtype == error.dtype:
+            # After a synchronization they are theta, and their sum with e is z but for rounding.
+            # Parameters in half precision are only near theta; e has what is missing.
+            error = jnp.where(_updates.scalar(state.lookahead_step) == 0, 0, error)
+        phi.append(_widened(x.param) + _leaves.sharded_like(error, x.param))
+    return phi
 
 
 def _check_same_on_all(average_over: Any, sync_period: Any, synchronizes: jax.Array) -> None:
@@ -275,15 +304,6 @@ def _check_same_on_all(average_over: Any, sync_period: Any, synchronizes: jax.Ar
         )
 
 
-def _as_promoted(leaf: _updates.Moving) -> jax.Array:
-    """The update in the dtype and with the sharding that it has after a synchronization."""
-    dtype = jnp.result_type(leaf.param, leaf.update)
-    # Unlike `astype`, this leaves no weak type behind.
-    update = jax.lax.convert_element_type(leaf.update, dtype)
-    update = _leaves.sharded_like(update, leaf.param)
-    return varying_like(update, leaf.param, leaf.weights)
-
-
 def _check_period(k: Any) -> None:
     value = _checks.real_scalar("sync_period", k, schedule=True)
     if value is not None and not value >= 1:
@@ -302,7 +322,7 @@ def _sorted(leaves: list[_leaves.Leaf], host_callback: HostCallback | None) -> l
     if any(isinstance(leaf.array, jax.ShapeDtypeStruct) for leaf in leaves):
         # Optax optimizers can be initialized with shapes alone, to get those of the state.
         return [leaf.array for leaf in leaves]
-    copies = [_updates.kept(leaf.array) for leaf in leaves]
+    copies = [_updates.copied(leaf.array) for leaf in leaves]
     axes = {i: leaf.axes for i, leaf in enumerate(leaves) if leaf.axes is not None}
     rows = _ranking.sort(
         list(axes.values()), [copies[i] for i in axes], host_callback=host_callback

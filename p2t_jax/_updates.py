@@ -1,8 +1,16 @@
-"""What both optimizers share: from a tree of updates to weight vectors and back."""
+"""What an algorithm is given: from the arguments of `init` and `update` to weight vectors and back.
+
+An algorithm is an Optax transformation whose `init` calls `checked_init`, and whose `update` calls
+`checked` and `Step.put_theta`. Its state is a NamedTuple with a method
+
+    exact_params(self, params: Mapping[Path, Any]) -> dict[Path, jax.Array]
+
+which gives the exact values of those of `params` that it knows; `permuted_params` asks for it.
+"""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -11,20 +19,22 @@ import optax
 
 from p2t_jax import _leaves
 from p2t_jax._leaves import Leaf
-from p2t_jax._vectors import VectorAxes, VectorSpec
+from p2t_jax._vectors import Path, VectorAxes, VectorSpec
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class Moving(NamedTuple):
-    """A floating parameter in one step, with or without weight vectors.
+class Parameter(NamedTuple):
+    """A floating parameter in one step, from the arguments of `update` to its result.
 
     Attributes:
-        number: its place among the leaves of the tree.
-        axes: the ascending axes along which its weight vectors run; () for another parameter.
+        number: its position among the leaves of the tree.
+        axes: the ascending axes along which its weight vectors run; () if it has none.
         param: the parameter, an array.
         weights: its weights in the state: `theta_sorted` or `theta`.
         update: the proposed update, an array.
+        others: what the state has of it besides, in the order in which `checked` was given it;
+            None where the state has nothing.
     """
 
     number: int
@@ -32,38 +42,53 @@ class Moving(NamedTuple):
     param: jax.Array
     weights: jax.Array
     update: jax.Array
+    others: tuple[Any, ...]
 
 
 class Step(NamedTuple):
-    """The arguments of one `update`, checked and taken apart.
+    """The arguments of one `update`, checked.
 
     Attributes:
         treedef: the structure of the parameters.
-        updates: the updates of all parameters, None where there is none.
-        weights: the weights of all parameters in the state.
         moving: the parameters that have weight vectors and an update.
         others: the other floating parameters that have an update.
     """
 
     treedef: Any
-    updates: list[Any]
-    weights: list[Any]
-    moving: list[Moving]
-    others: list[Moving]
+    moving: list[Parameter]
+    others: list[Parameter]
 
-    def tree(self, leaves: Sequence[Any]) -> Any:
-        """A tree like the parameters."""
-        return jax.tree.unflatten(self.treedef, leaves)
+    def put(self, tree: Any, parameters: Sequence[Parameter], new: Iterable[Any]) -> Any:
+        """A tree like the parameters, with new leaves for some of them; None stays None."""
+        if tree is None:
+            return None
+        leaves = self.treedef.flatten_up_to(tree)
+        for parameter, leaf in zip(parameters, new, strict=True):
+            leaves[parameter.number] = leaf
+        return self.treedef.unflatten(leaves)
+
+    def put_theta(self, updates: Any, theta: Iterable[jax.Array]) -> Any:
+        """Updates that take the weight vectors to theta: :math:`theta - params`."""
+        deltas = map(difference, theta, self.moving)
+        return self.put(updates, self.moving, deltas)
 
 
-def take_apart(updates: Any, weights: Any, vectors: VectorAxes, params: Any) -> Step:
+def difference(theta: jax.Array, parameter: Parameter) -> jax.Array:
+    """The update from a parameter to theta, in the dtype of their sum."""
+    dtype = jnp.result_type(parameter.param, parameter.update)
+    theta = _leaves.sharded_like(theta, parameter.param)
+    return theta.astype(dtype) - parameter.param.astype(dtype)
+
+
+def checked(updates: Any, params: Any, vectors: VectorAxes, weights: Any, *others: Any) -> Step:
     """Checks the arguments of `update` against each other, and finds the weight vectors.
 
     Args:
         updates: the proposed updates.
-        weights: the tree of weights in the state.
-        vectors: the axes in the state.
         params: the parameters.
+        vectors: the axes in the state.
+        weights: the tree of weights in the state.
+        *others: other trees of the state, of the shapes of the parameters; each may be None.
 
     Raises:
         ValueError: If `params` is None, or the trees do not match.
@@ -75,23 +100,73 @@ def take_apart(updates: Any, weights: Any, vectors: VectorAxes, params: Any) -> 
         )
     kept = _leaves.matching("state", weights, params, dtypes=True)
     proposed = _leaves.matching("updates", updates, params)
-    moving: list[Moving] = []
-    others: list[Moving] = []
+    nothing = [None] * len(kept)
+    besides = [
+        nothing if tree is None else _leaves.matching("state", tree, params) for tree in others
+    ]
+    step = Step(jax.tree.structure(params), [], [])
     for i, leaf in enumerate(_leaves.walk(params, vectors)):
-        if proposed[i] is None:
+        floating = jnp.issubdtype(_leaves.dtype_of(leaf.array), jnp.inexact)
+        if proposed[i] is None or not floating:
             continue
-        if leaf.axes is not None:
-            group = moving
-        elif jnp.issubdtype(_leaves.dtype_of(leaf.array), jnp.inexact):
-            group = others
-        else:
-            continue
+        group = step.others if leaf.axes is None else step.moving
         arrays = jnp.asarray(leaf.array), kept[i], jnp.asarray(proposed[i])
-        group.append(Moving(i, leaf.axes or (), *arrays))
-    return Step(jax.tree.structure(params), proposed, kept, moving, others)
+        group.append(Parameter(i, leaf.axes or (), *arrays, tuple(tree[i] for tree in besides)))
+    return step
 
 
-def initial(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf], VectorAxes]:
+class Exact(NamedTuple):
+    """A parameter with weight vectors whose exact value a state knows.
+
+    Attributes:
+        path: where it is.
+        axes: the ascending axes along which its weight vectors run.
+        weights: its weights in the state, an array.
+        param: the parameter, an array.
+    """
+
+    path: Path
+    axes: _leaves.Axes
+    weights: jax.Array
+    param: jax.Array
+
+
+def vectors_of_state(
+    step: Any, weights: Any, vectors: VectorAxes, params: Mapping[Path, Any]
+) -> list[Exact]:
+    """The weight vectors of a state, each with its parameter; for `exact_params` of a state.
+
+    Args:
+        step: a counter of the state, to see whether it is of an ensemble.
+        weights: the tree of weights in the state.
+        vectors: the axes in the state.
+        params: the parameters, and perhaps others, by path.
+
+    Raises:
+        ValueError: If the counter is not a scalar, or the weights do not match the parameters.
+    """
+    if jnp.ndim(scalar(step)):
+        raise ValueError(
+            f"state: its step must be a scalar, got shape {jnp.shape(scalar(step))}. For an "
+            "ensemble or replicas use jax.vmap(p2t_jax.permuted_params)(state, params)."
+        )
+    found = []
+    for path, w, axes in _leaves.walk(weights, vectors):
+        param = params.get(path)
+        if param is None or not _leaves.fits(w, param):
+            raise _leaves.mismatch("state", path, w, param)
+        if axes is not None:
+            found.append(Exact(path, axes, jnp.asarray(w), _leaves.in_jax(param)))
+    return found
+
+
+def scalar(counter: Any) -> jax.Array:
+    """A counter of a state, out of the box that flax.nnx may have put it in."""
+    (array,) = jax.tree.leaves(counter)
+    return array  # type: ignore[no-any-return]
+
+
+def checked_init(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf], VectorAxes]:
     """The leaves of a tree and the axes that a state remembers of it, checked for `init`.
 
     Raises:
@@ -113,7 +188,7 @@ def initial(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf], Vect
     return leaves, VectorAxes.of({leaf.path: leaf.axes for leaf in leaves})
 
 
-def kept(leaf: Any) -> Any:
+def copied(leaf: Any) -> Any:
     """A copy for the state, so that the original may be donated; shapes stay shapes."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf

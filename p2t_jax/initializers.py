@@ -17,7 +17,9 @@ from p2t_jax._vectors import Path, VectorSpec, is_bias
 Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype), as jax.nn.initializers
 
 
-def kaiming(confidence: float = 0.5, *, gain: float = math.sqrt(2)) -> Initializer:
+def kaiming(
+    confidence: float = 0.5, *, gain: float = math.sqrt(2), values: int | None = None
+) -> Initializer:
     r"""Random weights at Kaiming's scale, from hesitant to confident profiles (Section 4.2).
 
     Weights have the generalized normal distribution. Its density is proportional to
@@ -28,9 +30,15 @@ def kaiming(confidence: float = 0.5, *, gain: float = math.sqrt(2)) -> Initializ
     A `confidence` of 0 is uniform (hesitant: many inputs have similar weights), 0.5 normal, 1
     double exponential (confident: few inputs have large weights).
 
+    With `values=v` a neuron has v different weights only: the middles of v equally probable parts
+    of that distribution, its quantiles (i + 1/2) / v, scaled to the same mean square. Each occurs
+    equally often in the weight vector, or once more than another, in random order. So 2 values are
+    :math:`\pm gain / \sqrt{n}` for any `confidence`; an odd number of values has a zero.
+
     Args:
         confidence: the profile, in [0, 1]. May be traced.
         gain: :math:`\sqrt 2` is the gain of He et al. (2015), for ReLU. May be traced.
+        values: how many different weights a neuron has, at least 2; None for as many as are drawn.
 
     Returns:
         An initializer `(key, shape, dtype) -> array` like those of `jax.nn.initializers`, for
@@ -38,9 +46,9 @@ def kaiming(confidence: float = 0.5, *, gain: float = math.sqrt(2)) -> Initializ
         `confidence=0` it is `he_uniform()`, with 0.5 `he_normal()` without truncation.
 
     Raises:
-        TypeError: If an argument is not a real number.
-        ValueError: If `confidence` is outside [0, 1] or `gain` is not positive; in the initializer,
-            if `shape` has fewer than two axes.
+        TypeError: If an argument is not a real number, or `values` not an integer.
+        ValueError: If `confidence` is outside [0, 1], `gain` is not positive or `values` is below
+            2; in the initializer, if `shape` has fewer than two axes or n < `values`.
 
     Example:
         >>> import jax, p2t_jax as p2t
@@ -48,16 +56,25 @@ def kaiming(confidence: float = 0.5, *, gain: float = math.sqrt(2)) -> Initializ
         >>> w = init(jax.random.key(0), (600, 50))  # limit: sqrt(6 / 600)
         >>> f"{abs(w).max():.3f}"
         '0.100'
+        >>> init = p2t.initializers.kaiming(gain=1.0, values=3)
+        >>> jax.numpy.unique(init(jax.random.key(0), (6, 50)))  # two of each in every column
+        Array([-0.5,  0. ,  0.5], dtype=float32)
     """
     concrete = _checks.real_scalar("confidence", confidence)
     if concrete is not None and not 0 <= concrete <= 1:
         raise ValueError(f"confidence: must be in [0, 1], got {confidence}.")
     _check_gain(gain)
+    if values is not None:
+        _check_values(values)
 
     def init(key: Any, shape: Any, dtype: Any = None) -> jax.Array:
         key, dtype = _checks.random_key("key", key), _default_float(dtype)
         n = _fan_in(shape)
         wide = _leaves.wide(dtype)
+        if values is not None:
+            given = confidence if concrete is None else concrete
+            row = _few_values(jnp.asarray(given, wide), values, n, shape)
+            return _shuffled(key, _scaled(row[None], gain).astype(dtype), shape)
         if concrete == 0:
             unit = jax.random.uniform(key, shape, wide, -math.sqrt(3), math.sqrt(3))
         elif concrete == 0.5:
@@ -80,6 +97,44 @@ def _generalized_normal(key: jax.Array, confidence: jax.Array, shape: Any) -> ja
     # Not `jax.random.rademacher`, which draws other signs in x64.
     positive = jax.random.bernoulli(sign_key, jnp.asarray(0.5, c.dtype), shape)
     return jnp.where(positive, 1, -1) * jnp.exp(log_size - log_deviation)
+
+
+def _few_values(confidence: jax.Array, values: int, n: int, shape: Any) -> jax.Array:
+    """A sorted weight vector: every value as often as another, or once more."""
+    if n < values:
+        raise ValueError(
+            f"values: expected at least {values} incoming weights, one for each value, but a "
+            f"neuron of an array of shape {tuple(shape)} has {n}. Ask for fewer values there."
+        )
+    half = values // 2
+    # P(|w| <= q) for the middles of the upper half, by which the lower half is symmetric.
+    shares = (2 * np.arange(values - half, values) + 1) / values - 1
+    above = _size_quantiles(confidence, jnp.asarray(shares, confidence.dtype))
+    zero = jnp.zeros(values % 2, above.dtype)
+    different = jnp.concatenate([-above[::-1], zero, above])
+    row: jax.Array = different[(2 * np.arange(n) + 1) * values // (2 * n)]
+    return row
+
+
+def _size_quantiles(confidence: jax.Array, shares: jax.Array) -> jax.Array:
+    """Quantiles of y = |w / a|, whose power y^(1/c) has the gamma distribution of shape c."""
+    c = jnp.maximum(confidence, 1e-6)
+
+    def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        y: jax.Array = (low + high) / 2
+        x = y ** (1 / c)
+        # The limit for small x, which underflows where the distribution is nearly uniform.
+        limit = y * jnp.exp(-jax.lax.lgamma(c + 1))
+        share = jnp.where(x < 1e-20, limit, jax.lax.igamma(jnp.broadcast_to(c, x.shape), x))
+        return jnp.where(share < shares, y, low), jnp.where(share < shares, high, y)
+
+    # The gamma distribution of a shape c <= 1 has smaller quantiles than that of shape 1.
+    bounds = (jnp.zeros_like(shares), jnp.maximum(1, -jnp.log1p(-shares)))
+    steps: int = jnp.finfo(shares.dtype).nmant + 4
+    low, high = jax.lax.fori_loop(0, steps, halve, bounds)
+    middles: jax.Array = (low + high) / 2
+    return middles
 
 
 def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) -> Initializer:
@@ -134,18 +189,23 @@ def from_profile(profile: jax.typing.ArrayLike, *, gain: float | None = None) ->
                 f"profile: has weights of {len(rows)} neurons, but an array of shape "
                 f"{tuple(shape)} has {m} neurons. Pass a single profile, for instance the mean."
             )
-        values = rows if n == rows.shape[1] else _quantiles(rows, n)
+        weights = rows if n == rows.shape[1] else _quantiles(rows, n)
         if gain is not None:
-            values = _scaled(values, gain)
-        values = jnp.broadcast_to(values.astype(dtype), (m, n))
-        sharding: Any = jax.typeof(values).sharding
-        out_sharding = sharding if any(sharding.spec) else None  # explicit mesh axes
-        shuffled = jax.random.permutation(
-            key, values, axis=1, independent=True, out_sharding=out_sharding
-        )
-        return shuffled.T.reshape(shape)
+            weights = _scaled(weights, gain)
+        return _shuffled(key, weights.astype(dtype), shape)
 
     return init
+
+
+def _shuffled(key: jax.Array, rows: jax.Array, shape: Any) -> jax.Array:
+    """An array of this shape with the weights of a row in every neuron, in random order."""
+    rows = jnp.broadcast_to(rows, (shape[-1], rows.shape[1]))
+    sharding: Any = jax.typeof(rows).sharding
+    out_sharding = sharding if any(sharding.spec) else None  # explicit mesh axes
+    shuffled: jax.Array = jax.random.permutation(
+        key, rows, axis=1, independent=True, out_sharding=out_sharding
+    )
+    return shuffled.T.reshape(shape)
 
 
 def _quantiles(rows: jax.Array, n: int) -> jax.Array:
@@ -166,7 +226,7 @@ def _scaled(rows: jax.Array, gain: Any) -> jax.Array:
 def reinitialize(
     key: Any, params: optax.Params, initializer: Any, *, vectors: VectorSpec = "flax"
 ) -> optax.Params:
-    r"""Draws all weight vectors of a tree anew, for any framework.
+    r"""Draws all weight vectors of a tree again, for any framework.
 
     The initializer sees the weight vectors of a parameter as the columns of an (n, m) array: n
     incoming weights of each of m neurons, whichever axes they run along.
@@ -192,7 +252,8 @@ def reinitialize(
         TypeError: If `key` is not a key, an initializer is not callable, or a weight vector is not
             of a floating dtype.
         ValueError: If the tree is empty or the tree of initializers does not match it; if a rule
-            does not know a leaf; if a bias belongs to weights that differ in n.
+            does not know a leaf; if a bias belongs to weights that differ in n; if the initializer
+            refuses a parameter.
 
     Example:
         >>> import jax, jax.numpy as jnp, p2t_jax as p2t
@@ -225,7 +286,10 @@ def reinitialize(
         if is_bias(leaf.path, leaf.array) and not fan_in:
             new.append(_leaves.copy(leaf.array))
         else:
-            drawn = _drawn(jax.random.fold_in(key, i), leaf, init, fan_in)
+            try:
+                drawn = _drawn(jax.random.fold_in(key, i), leaf, init, fan_in)
+            except ValueError as error:  # which knows the shape only
+                raise ValueError(f"{error} The parameter is {leaf.name}.") from error
             new.append(_leaves.placed_like(leaf.array, drawn))
     return jax.tree.unflatten(jax.tree.structure(params), new)
 
@@ -317,6 +381,13 @@ def _fan_in(shape: Any) -> int:
         )
     n: int = math.prod(shape[:-1])
     return max(1, n)
+
+
+def _check_values(values: Any) -> None:
+    if not isinstance(values, int | np.integer) or isinstance(values, bool):
+        raise TypeError(f"values: expected an integer or None, got {values!r}.")
+    if values < 2:
+        raise ValueError(f"values: must be at least 2, got {values}.")
 
 
 def _check_gain(gain: Any) -> None:

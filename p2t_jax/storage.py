@@ -1,8 +1,7 @@
-"""A network as bytes: which permutation of its initial weights it is (Section 6, direction 3).
+"""A network as bytes: which permutation of its initial weights it is (Section 6, direction 3)."""
 
-docs/development/storage_format.md describes the format. The kernel codes vectors; the header, the
-checksums and the blocks that threads share are here.
-"""
+# docs/development/storage_format.md describes the format. The kernel codes vectors; the header, the
+# checksums and the blocks that threads share are here.
 
 import json
 import struct
@@ -96,7 +95,7 @@ def pack(
         words = coder.encode_rows(sorted_rows, np.array(rows, order="C"))
         if isinstance(words, int):
             raise ValueError(
-                f"params: {_vector_name(leaf, start + words)} is not a permutation of its initial "
+                f"params: {leaf.vector_name(start + words)} is not a permutation of its initial "
                 "weights. Pack permuted_params(state, params), with the initial_params and the "
                 "vectors that the optimizer was given."
             )
@@ -273,15 +272,6 @@ def _bit_rows(leaf: Leaf) -> Array:
         raise ValueError(f"vectors: expected fewer than 2**31 weights per vector, got {n}.")
     bit_rows: Array = rows.reshape(rows.size // n if n else 0, n)
     return bit_rows
-
-
-def _vector_name(leaf: Leaf, row: int) -> str:
-    """One weight vector, as one would index it."""
-    assert leaf.axes is not None
-    shape = leaf.array.shape
-    others = iter(np.unravel_index(row, [s for i, s in enumerate(shape) if i not in leaf.axes]))
-    index = [":" if i in leaf.axes else str(next(others)) for i in range(len(shape))]
-    return f"{leaf.name}[{', '.join(index)}]"
 
 
 def _blocks(rows: Array) -> list[slice]:

@@ -213,7 +213,10 @@ def test_only_real_numbers_are_weights(dtype, name):
 OTHERS = {
     "another structure": ({"body": PARAMS["body"]}, "head|structure|Dict"),
     "another name": ({"body": PARAMS["body"], "tail": PARAMS["head"]}, "tail"),
-    "another shape": (with_kernel(jnp.arange(12.0).reshape(4, 3)), r"body/kernel.*params has float32\[20, 3\]"),
+    "another shape": (
+        with_kernel(jnp.arange(12.0).reshape(4, 3)),
+        r"body/kernel.*params has float32\[20, 3\]",
+    ),
     "another rank": (
         with_kernel(jnp.arange(15.0).reshape(5, 3, 1)),
         r"body/kernel.*params has float32\[20, 3\]",
@@ -287,6 +290,25 @@ def test_is_permutation_of_another_dtype():
     kernel = PARAMS["body"]["kernel"].round(0)
     assert bool(p2t.is_permutation(with_kernel(kernel), with_kernel(kernel)))
     assert not bool(p2t.is_permutation(with_kernel(kernel), with_kernel(kernel.astype("bfloat16"))))
+
+
+def test_the_check_names_each_parameter_that_is_no_permutation_and_the_first_vector():
+    before = {
+        "a": np.arange(12.0).reshape(3, 4),
+        "b": np.arange(6.0).reshape(3, 2),
+        "c": np.ones(2),
+    }
+    before = {layer: {"kernel": jnp.asarray(w)} for layer, w in before.items()}
+    p2t.check_permutation(jax.tree.map(lambda w: w[::-1], before), before)
+    after = {**before, "a": {"kernel": before["a"]["kernel"].at[1, 2:].set(0.5)}}
+    after["b"] = {"kernel": before["b"]["kernel"].astype(jnp.bfloat16)}
+    says = (
+        r"a/kernel \(3, 4\).*\(0,\): 2 of 4, the first is \[2\]\n  b/kernel .*: 2 of 2, the first"
+    )
+    with pytest.raises(ValueError, match=says) as error:
+        p2t.check_permutation(after, before)
+    assert "c/kernel" not in str(error.value)
+    assert not p2t.is_permutation(after, before)
 
 
 def test_an_axis_that_is_not_bound_is_refused():

@@ -72,6 +72,8 @@ def test_inputs_may_be_trees_and_have_static_leaves():
 
     batch = {"x": X, "y": shape(8, dtype="int32")}
     assert p2t.infer_vectors(loss, PARAMS, batch, True, "loss", None) == AXES
+    by_name = {"batch": batch, "train": True, "mode": "loss", "rest": None}
+    assert p2t.infer_vectors(loss, PARAMS, **by_name) == AXES
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.checkpoint, jax.value_and_grad])

@@ -1,11 +1,13 @@
 """`infer_vectors` on random layouts: however a matrix is stored, its inputs are found."""
 
+import functools
 import itertools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,3 +97,70 @@ def test_inputs_are_found_however_a_matrix_is_stored(layout, detours, how):
         assert not set(axes or ()) & counted
     else:
         assert set(axes) & counted == expected & counted
+
+
+@st.composite
+def moves(draw: Any, shape: tuple[int, ...]) -> Any:
+    """A linear operation that moves, repeats, leaves out or adds up elements."""
+    n = len(shape)
+    a, b = (draw(st.integers(0, n - 1)) for _ in "ab")
+    parts = 2 if shape[a] % 2 == 0 else 1
+    order = draw(st.permutations(range(n)))
+    new = draw(reshapes(tuple(shape[i] for i in order)))
+    config = [(int(i == a), 0, int(i == b)) for i in range(n)]
+    kinds = [
+        lambda w: jax.lax.reshape(w, new, dimensions=tuple(order)),
+        lambda w: jax.lax.reshape(w, shape[::-1]),
+        lambda w: jax.lax.rev(w, (a,)),
+        lambda w: jax.lax.pad(w, 0.0, config),
+        lambda w: jax.lax.slice_in_dim(w, 0, None, 2, a),
+        lambda w: jnp.concatenate(jnp.split(w, parts, a), b),
+        lambda w: sum(jnp.split(w, parts, a)),
+        lambda w: w + jnp.flip(w, a),
+        lambda w: jnp.stack([w, -w], a),
+        lambda w: jnp.take(w, np.array([shape[a] - 1, 0]), a),
+    ]
+    return draw(st.sampled_from(kinds))
+
+
+@st.composite
+def networks(draw: Any) -> tuple[tuple[int, ...], Any]:
+    """A parameter's shape, and a function of it that is linear: moves, and a product with data."""
+    stored = shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=2, max_size=3)))
+    fns: list[Any] = []
+    for _ in range(draw(st.integers(0, 3))):
+        fn = draw(moves(shape))
+        after = jax.eval_shape(fn, jax.ShapeDtypeStruct(shape, "float32")).shape
+        if len(after) > 0 and 0 < math.prod(after) < 500:
+            fns.append(fn)
+            shape = after
+    axes = [draw(st.sampled_from(["contracted", "batch", "free"])) for _ in shape]
+    contracted, batch = ([i for i, a in enumerate(axes) if a == k] for k in ("contracted", "batch"))
+    mine = [1 + len(batch) + i for i in range(len(contracted))], [1 + i for i in range(len(batch))]
+    numbers = ((mine[0], contracted), (mine[1], batch))
+    sizes = (2, *(shape[i] for i in batch), *(shape[i] for i in contracted))
+    x = np.random.default_rng(0).normal(size=sizes).astype("float32")
+
+    def fn(w: Any, x: Any) -> Any:
+        return jax.lax.dot_general(x, functools.reduce(lambda w, f: f(w), fns, w), numbers)
+
+    return stored, (fn, x)
+
+
+@given(networks())
+@settings(deadline=None, max_examples=60)
+def test_no_output_reads_weights_of_two_vectors(network):
+    """The oracle looks at numbers: which weights does each output depend on?"""
+    shape, (fn, x) = network
+    asked: list[Any] = []
+    struct = jax.ShapeDtypeStruct(shape, "float32")
+    axes = p2t.infer_vectors(fn, struct, x, otherwise=lambda path, _: asked.append(path))
+    if asked:
+        return
+    basis = jnp.eye(math.prod(shape)).reshape(-1, *shape)
+    reads = np.asarray(jax.lax.map(lambda w: fn(w, x), basis)).reshape(len(basis), -1).T != 0
+    vectors = np.arange(len(basis)).reshape(shape)  # the number of the vector of each weight
+    for axis in axes or ():
+        vectors = vectors.min(axis, keepdims=True)
+    vectors = np.broadcast_to(vectors, shape).ravel()
+    assert all(len(set(vectors[row])) <= 1 for row in reads)

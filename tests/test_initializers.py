@@ -74,11 +74,58 @@ def test_an_initializer_makes_weights_of_the_dtype_asked_for(dtype):
     for init in (
         *map(kaiming, (0, 0.25, 0.5, 1)),
         from_profile([1, 2, 3], gain=1.0),
+        kaiming(values=16),
     ):
         w = init(KEY, (50, 40), dtype)
         assert w.dtype == dtype
         assert np.isfinite(w).all()
         assert len(np.unique(w)) > 2
+
+
+# Few values
+
+
+@pytest.mark.parametrize(
+    ("confidence", "values", "n"),
+    [(0, 4, 18), (0, 16, 17), (0.25, 7, 20), (0.5, 2, 5), (0.5, 16, 100), (0.8, 5, 5), (1, 3, 100)],
+)
+def test_few_values_are_the_middles_of_equally_probable_parts(confidence, values, n):
+    w = np.asarray(kaiming(confidence, gain=1.3, values=values)(KEY, (n, 3)), np.float64)
+    unit = stats.gennorm(1 / confidence) if confidence else stats.uniform(-1, 2)
+    middles = unit.ppf((np.arange(values) + 0.5) / values)
+    for column in w.T:
+        found, counts = np.unique(column, return_counts=True)
+        assert len(found) == values
+        assert np.ptp(counts) <= 1
+        np.testing.assert_allclose((column**2).mean(), 1.3**2 / n, rtol=1e-5)
+        scale = found[-1] / middles[-1]
+        np.testing.assert_allclose(found, scale * middles, rtol=2e-5, atol=1e-6)
+        np.testing.assert_array_equal(found, -found[::-1])
+        if values % 2:
+            assert found[values // 2] == 0
+            assert not np.signbit(found[values // 2])
+
+
+def test_few_values_nearly_uniform_are_those_of_the_uniform_distribution():
+    uniform, nearly = (kaiming(c, values=4)(KEY, (8, 3)) for c in (0, 1e-4))
+    np.testing.assert_allclose(nearly, uniform, rtol=1e-3)
+
+
+def test_few_values_are_in_random_order_in_every_neuron():
+    w = np.asarray(kaiming(values=2)(KEY, (2, 3, 50, 40)), np.float64).reshape(300, 40) > 0
+    assert len(np.unique(w, axis=1).T) == 40
+    np.testing.assert_allclose(w.mean(axis=1), 0.5, atol=0.4)
+
+
+def test_the_dial_of_few_values_can_be_traced():
+    draw = jax.jit(lambda confidence, gain: kaiming(confidence, gain=gain, values=4)(KEY, (8, 2)))
+    np.testing.assert_allclose(draw(0.25, 1.0), kaiming(0.25, gain=1.0, values=4)(KEY, (8, 2)))
+
+
+def test_a_bias_takes_the_few_values_of_its_layer():
+    params = {"kernel": jnp.zeros((12, 9)), "bias": jnp.zeros(9)}
+    new = p2t.reinitialize(0, params, kaiming(values=3), vectors=p2t.with_biases("flax"))
+    assert set(np.unique(new["bias"])) <= set(np.unique(new["kernel"]))
 
 
 def uniform_limit(w: Any) -> float:
@@ -388,6 +435,19 @@ def test_float32_weights_stay_distinct_on_the_grid():
         (lambda: kaiming(gain=0), ValueError, "gain: "),
         (lambda: kaiming(gain=float("nan")), ValueError, "gain: "),
         (lambda: kaiming()(KEY, (5,)), ValueError, "shape: "),
+        (lambda: kaiming(values=1), ValueError, "values: .*at least 2, got 1"),
+        (lambda: kaiming(values=2.0), TypeError, "values: .*integer.*2.0"),
+        (lambda: kaiming(values=True), TypeError, "values: .*integer"),
+        (
+            lambda: kaiming(values=4)(KEY, (3, 5)),
+            ValueError,
+            r"^values: expected at least 4 .*\(3, 5\) has 3",
+        ),
+        (
+            lambda: p2t.reinitialize(KEY, {"a": {"kernel": jnp.ones((3, 5))}}, kaiming(values=4)),
+            ValueError,
+            "^values: expected at least 4 .* has 3.*a/kernel",
+        ),
         (lambda: from_profile([]), ValueError, "profile: "),
         (lambda: from_profile(1.0), ValueError, "profile: "),
         (lambda: from_profile([True, False]), TypeError, "profile: "),

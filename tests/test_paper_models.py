@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import few_values
 import p2t_jax as p2t
 from common import models
 
@@ -234,3 +235,41 @@ def test_a_vision_transformer_without_positions_does_not_know_where_patches_are(
     assert not np.allclose(logits(swapped, params), logits(image, params), rtol=1e-4)
     params["positions"] = jnp.zeros_like(params["positions"])
     np.testing.assert_allclose(logits(swapped, params), logits(image, params), rtol=1e-4, atol=1e-6)
+
+
+# Networks of few values
+
+
+def test_binary_and_ternary_weights_are_those_of_the_literature():
+    w = jnp.array([[1.0, 4.0], [-3.0, -1.0], [-5.0, 0.5]])
+    np.testing.assert_allclose(
+        few_values.binary(w, 0), [[3, 5.5 / 3], [-3, -5.5 / 3], [-3, 5.5 / 3]]
+    )
+    np.testing.assert_allclose(few_values.ternary(w, 0), [[0, 4.0], [-4, 0], [-4, 0]])
+    np.testing.assert_array_equal(few_values.ternary(jnp.zeros((3, 2)), 0), 0)
+
+
+def test_a_straight_through_network_computes_with_quantized_weights_and_trains_free_ones():
+    class Linear:
+        def apply(self, variables, x):
+            return x @ variables["params"]["kernel"]
+
+    vectors, w = {"kernel": (0,)}, jnp.array([[1.0], [-3.0]])
+    network = few_values.StraightThrough(Linear(), few_values.binary, vectors)
+
+    def out(w):
+        return network.apply({"params": {"kernel": w}}, jnp.array([[5.0, 7.0]])).sum()
+
+    assert out(w) == 5 * 2 - 7 * 2
+    assert jax.grad(out)(w).ravel().tolist() == [5.0, 7.0]
+
+
+@pytest.mark.parametrize(("values", "bits"), [(2, 1), (3, 2), (16, 4)])
+def test_bits_a_parameter_are_those_of_codes(values, bits):
+    params = {"kernel": jnp.zeros((32, 8)), "bias": jnp.zeros(8)}
+    params = p2t.reinitialize(0, params, p2t.initializers.kaiming(values=values))
+    coded = p2t.codes.to_codes(params, bits=bits)
+    size = coded["kernel"].codes.nbytes + coded["kernel"].values.nbytes + params["bias"].nbytes
+    vectors = {"kernel": (0,), "bias": None}
+    counted = few_values.bits_per_weight(f"LAPerm, {values} values", params, vectors)
+    assert counted == pytest.approx(8 * size / (32 * 8 + 8), abs=1e-4)

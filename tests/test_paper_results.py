@@ -39,7 +39,7 @@ def test_every_picture_is_drawn_from_a_record(tmp_path):
     plt.close("all")
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == {path.name for path in results.PICTURES.iterdir()}
-    text = (results.ROOT / "docs" / "results.md").read_text()
+    text = "".join(page.read_text() for page in results.RESULTS)
     for name in drawn:
         assert f"](images/results/{name})" in text, name
 

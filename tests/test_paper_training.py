@@ -113,7 +113,7 @@ def test_calls_for_each_mini_batch_are_one_call_for_all(images):
 
 
 SCRIPTS = {
-    "logistic_regression": ["SGPerm", "Adam"],
+    "logistic_regression": ["SGPerm", "SGPerm, smallest", "Adam"],
     "fully_connected": [
         f"{name}, {optimizer}"
         for name in ("MNIST", "Fashion-MNIST")
@@ -132,34 +132,59 @@ SCRIPTS = {
         "Adam (reconnected, k = 300)",
         "Adam (random)",
     ],
-    "weight_agnostic": ["F1, k = 250", "F1, k = 1", "F2, k = 250", "F2, k = 1"],
+    "rewiring_layers": [
+        "LAPerm, layers, feedback",
+        "Adam (reconnected, layers, feedback)",
+        "Adam (random)",
+    ],
+    "weight_agnostic": ["F1, k = 250", "F2, feedback"],
     "weight_profiles": ["Adam"],
     "initial_profiles": [
         "Adam from normal, `kaiming(0.5)`",
-        "uniform, `kaiming(0)`",
-        "between, `kaiming(0.25)`",
-        "normal, `kaiming(0.5)`",
-        "more confident, `kaiming(0.75)`",
-        "double exponential, `kaiming(1)`",
-        "two weights, -c and c",
-        "three weights, -c, 0 and c",
-        "profiles of a network trained by Adam",
+        *(
+            f"{profile}{feedback}"
+            for feedback in ("", ", feedback")
+            for profile in (
+                "uniform, `kaiming(0)`",
+                "between, `kaiming(0.25)`",
+                "normal, `kaiming(0.5)`",
+                "more confident, `kaiming(0.75)`",
+                "double exponential, `kaiming(1)`",
+                "two values, `kaiming(values=2)`",
+                "three values, `kaiming(values=3)`",
+                "profiles of a network trained by Adam",
+            )
+        ),
     ],
     "vgg": ["LAPerm, k = 2 to 4"],
     "resnet20": ["LAPerm, k = 2"],
     "local_laperm": [
-        f"{what} averaged, k = {k}" for k in (20, 100, 400) for what in ("weights", "gradients")
+        f"{what} averaged, k = 20{feedback}"
+        for feedback in ("", ", feedback")
+        for what in ("weights", "gradients")
     ],
-    "transformer": [
-        f"{optimizer}{which}"
-        for optimizer in ("LAPerm", "SGPerm", "Adam")
-        for which in ("", ", searched")
+    "error_feedback": [
+        f"{name}, {optimizer}"
+        for name in ("MNIST", "Fashion-MNIST")
+        for optimizer in ("Adam", "LAPerm with error feedback, k = 10")
     ],
+    "few_values": ["MNIST, LAPerm, 3 values", "MNIST, Adam, ternary"],
+    "transformer": ["SGPerm, searched", "LAPerm with error feedback", "Adam, searched"],
 }
 CIFAR = {
     "vgg": ["--epochs", "2", "--sync-period", "2-4", "--only", "LAPerm, k = 2 to 4"],
     "resnet20": ["--epochs", "2", "--sync-period", "2", "9", "--only", "LAPerm, k = 2"],
 }
+OPTIONS = (
+    CIFAR
+    | {name: ["--only", *SCRIPTS[name]] for name in ("transformer", "weight_agnostic")}
+    | {
+        "error_feedback": ["--only", "Adam", "LAPerm with error feedback, k = 10"],
+        "local_laperm": ["--only", "20"],
+        "rewiring_layers": ["--only", "layers, feedback"],
+        "few_values": ["--on", "MNIST", "--only", "LAPerm, 3 values", "Adam, ternary"],
+    }
+)
 
 
 def run(monkeypatch, folder, script, *options):
@@ -175,7 +200,7 @@ def run(monkeypatch, folder, script, *options):
 def test_a_script_runs_to_its_end_and_its_record_can_be_drawn(
     tmp_path, monkeypatch, capsys, script
 ):
-    record = run(monkeypatch, tmp_path, script, *CIFAR.get(script, []))
+    record = run(monkeypatch, tmp_path, script, *OPTIONS.get(script, []))
     assert record.contents["short"]
     runs = record.contents["runs"]
     assert [run["optimizer"] for run in runs] == SCRIPTS[script]

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 
+import helpers
 import jax
 import jax.numpy as jnp
 import matplotlib as mpl
@@ -542,8 +543,43 @@ import p2t_jax
 try:
     import p2t_jax.plots
 except ImportError as error:
-    assert "p2t_jax[plots]" in str(error), error
+    assert "matplotlib" in str(error), error
 else:
     raise AssertionError("p2t_jax.plots came without Matplotlib")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Movement
+
+
+def movement_history():
+    start = {"a": {"kernel": KERNEL}, "b": {"kernel": -KERNEL}}
+    steps = (start, {"a": {"kernel": KERNEL[::-1]}, "b": {"kernel": -KERNEL}})
+    return [p2t.metrics.movement(step, start) for step in steps]
+
+
+def test_movement_has_a_line_for_each_parameter_and_one_for_all(ax):
+    history = movement_history()
+    assert plots.movement([0, 20], history, what="moved", ax=ax) is ax
+    lines = {line.get_label(): line.get_ydata().tolist() for line in ax.lines}
+    assert lines == {"a/kernel": [0, 1], "b/kernel": [0, 0], "all weights": [0, 0.5]}
+    assert ax.get_ylabel() == "moved"
+
+
+@pytest.mark.parametrize("change", [{"what": "bias"}, {"history": []}, {"batches": [0]}])
+def test_movement_refuses_what_does_not_fit(change):
+    arguments = {"batches": [0, 20], "history": movement_history(), "what": "moved"} | change
+    with pytest.raises(ValueError, match=r"what: |batches: "):
+        plots.movement(**arguments)
+
+
+def test_plots_are_imported_when_they_are_first_used():
+    code = (
+        "import sys, p2t_jax as p2t\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "print(p2t.plots.COLORS['Adam'])"
+    )
+    assert helpers.in_a_new_process(code) == plots.COLORS["Adam"]
+    with pytest.raises(AttributeError, match="plotz"):
+        _ = p2t.plotz

@@ -210,3 +210,25 @@ def test_an_error_in_the_host_kernel_reaches_the_user(monkeypatch):
     monkeypatch.undo()
     updates, _ = update(params, state, params)
     assert np.any(updates["kernel"])
+
+
+@pytest.mark.parametrize("spec", ["flax", {"Dense_0": 0, "LayerNorm_0": None}])
+def test_another_optimizer_trains_what_is_not_permuted(spec):
+    rng = np.random.default_rng(0)
+    params = {
+        "Dense_0": {"kernel": jnp.asarray(rng.normal(size=(20, 3)), jnp.float32)},
+        "LayerNorm_0": {"scale": jnp.ones(3)},
+    }
+    grads = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape), jnp.float32), params)
+
+    def run(tx):
+        updates, state = tx.update(grads, tx.init(params), params)
+        return p2t.permuted_params(state, optax.apply_updates(params, updates))
+
+    both = run(p2t.sgperm(0, 0.3, 0.5, others=optax.sgd(0.5), vectors=spec))
+    alone = run(p2t.sgperm(0, 0.3, 0.5, vectors=spec))
+    chex.assert_trees_all_equal(both["Dense_0"], alone["Dense_0"])
+    assert not np.array_equal(both["Dense_0"]["kernel"], params["Dense_0"]["kernel"])
+    expected = 1 - 0.5 * grads["LayerNorm_0"]["scale"]
+    np.testing.assert_allclose(both["LayerNorm_0"]["scale"], expected, rtol=1e-6)
+    chex.assert_trees_all_equal(alone["LayerNorm_0"], params["LayerNorm_0"])

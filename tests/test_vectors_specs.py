@@ -13,6 +13,7 @@ from flax import nnx
 from flax.core import freeze
 from vector_helpers import KEY, Nnx, permuted, struct
 
+import p2t_jax as p2t
 from p2t_jax._vectors import (
     equinox_vectors,
     flax_vectors,
@@ -318,3 +319,30 @@ def test_a_box_may_hold_a_tree():
     state = nnx.state(module, nnx.Param)
     assert [path for path, _ in named_leaves(state)] == [("both", "a"), ("both", "b")]
     assert permuted({"both": {"a": 1, "b": None}}, state) == {"both/a": (1,)}
+
+
+def test_the_axes_of_an_nnx_model_fit_its_parameters():
+    """A model has more than parameters, it is callable, and its lists have a field of their own."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(6, rngs=rngs)
+            self.dropout = nnx.Dropout(0.1, rngs=rngs)
+            self.layers = nnx.List([nnx.Linear(6, 4, rngs=rngs)])
+
+        def __call__(self, x):
+            return self.layers[0](self.dropout(self.norm(x)))
+
+    model = Model(nnx.Rngs(0))
+    axes = p2t.infer_vectors(lambda m, x: m(x), nnx.clone(model), jnp.ones((2, 6)))
+    optimizer = nnx.Optimizer(model, p2t.laperm(optax.adam(0.1), 2, vectors=axes), wrt=nnx.Param)
+    final = p2t.permuted_params(optimizer, model)
+    assert isinstance(final, Model)
+    states = (nnx.state(m, nnx.Param) for m in (final, model))
+    p2t.check_permutation(*states, vectors=axes)
+    moved = p2t.metrics.movement(
+        *(nnx.state(m, nnx.Param) for m in (final, nnx.clone(model))), vectors=axes
+    )
+    assert set(moved) - {"moved", "change", "correlation", "rank_distance"} == {
+        f"layers/0/kernel/{what}" for what in ("moved", "change", "correlation", "rank_distance")
+    }

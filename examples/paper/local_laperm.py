@@ -1,4 +1,4 @@
-"""LAPerm on devices that talk once in k steps, beside gradients averaged in every step.
+"""LAPerm on devices that communicate every k steps, beside gradients averaged in every step.
 
     python examples/paper/local_laperm.py --data-dir DIR [--seeds 3]
 

@@ -15,15 +15,18 @@ from pathlib import Path
 
 import matplotlib as mpl
 
+from common import figures
 from common.records import Record, spread, table
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "devices.md", ROOT / "README.md"]
+RESULTS = [ROOT / "docs" / "results.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
+OTHER_PAGES = ("docs/choosing.md", "docs/devices.md", "docs/index.md", "README.md")
+PAGES = [*RESULTS, *(ROOT / page for page in OTHER_PAGES)]
 PICTURES = ROOT / "docs" / "images" / "results"
 SCRIPTS = (
     "logistic_regression", "fully_connected", "rewiring", "weight_agnostic", "weight_profiles",
     "initial_profiles", "vgg", "resnet20", "transformer", "local_laperm", "error_feedback",
-    "rewiring_layers",
+    "rewiring_layers", "few_values",
 )  # fmt: skip
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 
@@ -37,28 +40,68 @@ def all_tables():
         for experiment, paper, accuracies in script.overview(record):
             rows.append([experiment, paper, spread(accuracies), str(len(accuracies) or "")])
     header = ["experiment", "the paper", "ours, at the end", "seeds"]
-    return tables | {"overview": table(header, rows), "readme": readme_table()}
+    return tables | {
+        "overview": table(header, rows),
+        "cost": cost_table(),
+        "readme": readme_table(),
+    }
+
+
+def cost_table():
+    """What permuting costs in accuracy: LAPerm with error feedback, without it, and Adam alone."""
+    network, transformer, vgg, resnet = map(
+        Record.load, ("error_feedback", "transformer", "vgg", "resnet20")
+    )
+    feedback, k = figures.FEEDBACK, ", k = 10"
+    rows = [
+        [f"784-500-300-10, {data}, all searched",
+         *(network.last(f"{data}, {name}") for name in (f"{feedback}{k}", f"LAPerm{k}", "Adam"))]
+        for data in ("MNIST", "Fashion-MNIST")
+    ] + [
+        [f"vision transformer, Fashion-MNIST, {which}",
+         *(transformer.last(f"{name}{end}") for name in (feedback, "LAPerm", "Adam"))]
+        for which, end in (("default hyperparameters", ""), ("all searched", ", searched"))
+    ] + [
+        [f"{title}, CIFAR-10, {epochs} epochs",
+         *(record.last(name) for name in (f"{feedback}{k}", f"LAPerm{k}", "Adam"))]
+        for title, epochs, record in (("VGG-style network", 10, vgg), ("ResNet20", 5, resnet))
+    ]  # fmt: skip
+    header = ["test accuracy", "LAPerm, error feedback", "the paper's LAPerm", "Adam"]
+    return table(header, [[name, *map(spread, values)] for name, *values in rows])
 
 
 def readme_table():
     """A few rows that say the most."""
-    profiles, network, logistic, one_weight = map(
+    feedback, vgg, resnet, network, logistic, one_weight = map(
         Record.load,
-        ("initial_profiles", "fully_connected", "logistic_regression", "weight_agnostic"),
-    )
-    import initial_profiles
+        ("error_feedback", "vgg", "resnet20", "fully_connected", "logistic_regression",
+         "weight_agnostic"),
+    )  # fmt: skip
 
     def of_network(run):
         return [spread(network.last(run.format(name))) for name in ("SGPerm", "Adam")]
 
     rows = [
         [
-            "LAPerm (k = 20), 784-500-300-10, MNIST, 3,000 mini-batches",
-            spread(profiles.last(initial_profiles.NORMAL)),
-            spread(profiles.last(initial_profiles.ADAM)),
+            "LAPerm with error feedback, 784-500-300-10, MNIST, 3,000 mini-batches, searched",
+            spread(feedback.last(f"MNIST, {figures.FEEDBACK}, k = 10")),
+            spread(feedback.last("MNIST, Adam")),
         ],
         [
-            "SGPerm, the same network, 800 mini-batches, the paper's hyperparameters",
+            "the same on Fashion-MNIST",
+            spread(feedback.last(f"Fashion-MNIST, {figures.FEEDBACK}, k = 10")),
+            spread(feedback.last("Fashion-MNIST, Adam")),
+        ],
+        [
+            "LAPerm with error feedback, VGG-style network, CIFAR-10, 10 epochs",
+            spread(vgg.last(f"{figures.FEEDBACK}, k = 10")), spread(vgg.last("Adam")),
+        ],
+        [
+            "LAPerm with error feedback, ResNet20, CIFAR-10, 5 epochs",
+            spread(resnet.last(f"{figures.FEEDBACK}, k = 10")), spread(resnet.last("Adam")),
+        ],
+        [
+            "SGPerm, 784-500-300-10, MNIST, 800 mini-batches, the paper's hyperparameters",
             *of_network("MNIST, {}"),
         ],
         ["the same, hyperparameters of both searched", *of_network("MNIST, {}, searched")],
@@ -68,8 +111,8 @@ def readme_table():
             spread(logistic.last("SGPerm")), spread(logistic.last("Adam")),
         ],
         [
-            "LAPerm (k = 1), all weights 0 or 0.03, 784-128-64-10, MNIST",
-            spread(one_weight.last("F2, k = 1")), "",
+            "LAPerm with error feedback, all weights 0 or 0.03, 784-128-64-10, MNIST",
+            spread(one_weight.last("F2, feedback")), "",
         ],
     ]  # fmt: skip
     return table(["test accuracy", "permuting", "Adam"], rows)

@@ -64,8 +64,10 @@ def _in_jax(
 ) -> list[jax.Array]:
     results = []
     for leaf_axes, *leaf in zip(axes, *operands, strict=True):
-        rows = permutation.in_jax(*(_leaves.to_rows(array, leaf_axes) for array in leaf))
-        array = _leaves.from_rows(rows, leaf[0].shape, leaf_axes)
+        rows = [_leaves.to_rows(array, leaf_axes) for array in leaf]
+        # The vectors of operands may be spread over devices in another way.
+        permuted = permutation.in_jax(*(_leaves.sharded_like(x, rows[0]) for x in rows))
+        array = _leaves.from_rows(permuted, leaf[0].shape, leaf_axes)
         results.append(_leaves.sharded_like(array, leaf[0]))
     return results
 

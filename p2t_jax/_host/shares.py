@@ -58,7 +58,7 @@ def across_devices(
         whole = []
         for x, result, axis in zip(flat, results, share_axes, strict=False):
             if explicit:
-                result = jax.reshard(result, jax.typeof(x).sharding)
+                result = _leaves.sharded_like(result, x)
             if axis is not None:
                 result = jax.lax.slice_in_dim(result, 0, x.shape[axis], axis=axis)
             whole.append(result)

@@ -16,14 +16,19 @@ from p2t_jax._vectors.uses import Use
 
 
 def infer_vectors(
-    fn: Callable[..., Any], params: Any, *inputs: Any, otherwise: VectorSpec = "ask"
+    fn: Callable[..., Any],
+    params: Any,
+    *inputs: Any,
+    otherwise: VectorSpec = "ask",
+    **keywords: Any,
 ) -> Any:
     """Reads off a network which axes of its parameters are the incoming weights of one neuron.
 
-    Traces `fn(params, *inputs)`, without computing anything, and follows every parameter to where
-    it first meets something that depends on `inputs`. Its weight vectors run along the axes that
-    are summed over there, in a matrix product, a ragged product or a convolution (Section 1.1).
-    A parameter that is looked up, or added or multiplied element by element, has none.
+    Traces `fn(params, *inputs, **keywords)`, without computing anything, and follows every
+    parameter to where it first meets something that depends on the inputs. Its weight vectors run
+    along the axes that are summed over there, in a matrix product, a ragged product or a
+    convolution (Section 1.1). A parameter that is looked up, or added or multiplied element by
+    element, has none.
 
     Parameters are followed through reshapes, transposes, casts, slices, padding, concatenation,
     masks, products with other parameters, and into scans, loops, branches, remat and jit. One
@@ -31,11 +36,12 @@ def infer_vectors(
     meet each other, unknown operations.
 
     Args:
-        fn: the forward pass or the loss, `fn(params, *inputs)`, of any framework.
+        fn: the forward pass or the loss, `fn(params, *inputs, **keywords)`, of any framework.
         params: the parameters: arrays, or anything with their shapes and dtypes.
         inputs: what a training step gives it: arrays or shapes (`jax.ShapeDtypeStruct`), in any
             pytrees. Other leaves (bool, str, None) are passed on unchanged. Random numbers and
             constants do not count as inputs.
+        keywords: the same by name, such as `train=False`.
         otherwise: answers for parameters that the network leaves open: "ask" with an error, or a
             rule, its name, or a tree of axes, see `laperm`. None means that they are not permuted.
 
@@ -58,7 +64,7 @@ def infer_vectors(
         {'dense': {'b': None, 'w': (1,)}}
     """
     leaves = named_leaves(params)
-    uses = _trace(fn, params, inputs)
+    uses = _trace(fn, params, inputs, keywords)
     fallback = (
         [None] * len(leaves)
         if otherwise is None
@@ -82,17 +88,19 @@ def infer_vectors(
     return _unflatten(params, found)
 
 
-def _trace(fn: Callable[..., Any], params: Any, inputs: Any) -> dict[int, list[Use]]:
+def _trace(fn: Callable[..., Any], params: Any, inputs: Any, keywords: Any) -> dict[int, list[Use]]:
     """The uses of the parameters, by their index among the leaves."""
-    (leaves, treedef), (data, inputs_def) = jax.tree.flatten(params), jax.tree.flatten(inputs)
+    leaves, treedef = jax.tree.flatten(params)
+    data, inputs_def = jax.tree.flatten((inputs, keywords))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
     traced = {i: leaf for i, leaf in enumerate(data) if _is_array(leaf)}
 
     def flat(arrays: dict[int, Any], traced: dict[int, Any]) -> Any:
-        return fn(
-            jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]),
-            *jax.tree.unflatten(inputs_def, [traced.get(i, leaf) for i, leaf in enumerate(data)]),
+        args, options = jax.tree.unflatten(
+            inputs_def, [traced.get(i, leaf) for i, leaf in enumerate(data)]
         )
+        weights = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        return fn(jax.tree.unflatten(treedef, weights), *args, **options)
 
     if not traced:
         raise ValueError(

@@ -7,7 +7,7 @@ a vector runs. The other axes enumerate vectors. `None` means that a parameter i
     (*k, in, out)  axes 0..k     out vectors of prod(k) * in     a convolution
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -141,13 +141,16 @@ def pair(
     names = [key_name(key) for key, _ in nodes]
     is_sequence = isinstance(tree, tuple | list) or (nodes and all(n.isdigit() for n in names))
     is_axes = isinstance(spec, tuple | list) and not is_sequence
-    # An Equinox module is callable too: as the tree of axes of such a module, it is not a rule.
-    is_rule = callable(spec) and type(spec) is not type(tree)
+    # A module of Equinox or nnx may be callable, too: as a tree of axes, it is not a rule.
+    is_module = bool(parts) and not isinstance(spec, Mapping | tuple | list)
+    is_rule = callable(spec) and not is_module
     if is_rule or is_axes or not parts or not nodes:
         for path, leaf in named_leaves(tree):
             yield below(at, path), leaf, spec
     elif jax.tree.leaves(tree):
         by_name = {key_name(key): part for key, part in parts}
+        if is_module:  # it may have more than parameters: running statistics, random keys
+            by_name = {key: part for key, part in by_name.items() if key in names}
         if by_name.keys() != set(names):
             raise ValueError(
                 f"{name}: does not match params at {show(at)}: expected {names}, got "

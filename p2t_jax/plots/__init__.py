@@ -1,4 +1,4 @@
-"""The paper's pictures, on Matplotlib's Axes: `pip install 'p2t_jax[plots]'`.
+"""The paper's pictures, on Matplotlib's Axes.
 
 Every function takes the Axes to draw on, `plt.gca()` by default, and returns it. None of them shows
 a figure or changes Matplotlib's settings. Weights may be NumPy or JAX arrays.
@@ -10,10 +10,10 @@ apart (Okabe and Ito). `learning_curve` uses it for curves with these labels.
 try:
     import matplotlib as _matplotlib  # noqa: F401
 except ImportError as error:
-    raise ImportError("p2t_jax.plots needs Matplotlib: pip install 'p2t_jax[plots]'.") from error
+    raise ImportError("p2t_jax.plots needs Matplotlib: pip install matplotlib pillow.") from error
 
 from p2t_jax.plots._cycles import chords, permissible_movements
-from p2t_jax.plots._training import COLORS, animate, learning_curve
+from p2t_jax.plots._training import COLORS, animate, learning_curve, movement
 from p2t_jax.plots._weights import connections, profile, profiles, weight_vector
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "chords",
     "connections",
     "learning_curve",
+    "movement",
     "permissible_movements",
     "profile",
     "profiles",

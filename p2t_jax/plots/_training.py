@@ -1,6 +1,6 @@
-"""Pictures of training: learning curves (Figures 8, 10 and 15) and weights that move."""
+"""Pictures of training: learning curves (Figures 8, 10 and 15), and weights that move."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,59 @@ def _joined(x: Array, y: Array, starts: Array) -> tuple[Array, Array]:
         y = np.insert(y, i, (1 - share) * y[:, i - 1] + share * y[:, i], axis=1)
         x = np.insert(x, i, border)
     return x, y
+
+
+def movement(
+    batches: Any,
+    history: Sequence[Mapping[str, Any]],
+    *,
+    what: str = "correlation",
+    ax: Axes | None = None,
+    **options: Any,
+) -> Axes:
+    """Draws how far the weights have moved, against mini-batches: a line for each parameter.
+
+    The mean over all weights is a thicker, black line.
+
+    Args:
+        batches: mini-batches before each entry of `history`, of shape (t,).
+        history: what `p2t.metrics.movement` returned at these times.
+        what: which of its numbers: "moved", "change", "correlation" or "rank_distance".
+        ax: where to draw.
+        **options: for `Axes.plot`.
+
+    Returns:
+        The Axes; it has a line for each parameter, and then one for all.
+
+    Raises:
+        TypeError: If `batches` or a number in `history` is not a real number.
+        ValueError: If shapes do not fit, or `history` has no such number.
+
+    Example:
+        >>> import jax, p2t_jax as p2t
+        >>> start = {"kernel": jax.random.normal(jax.random.key(0), (8, 3))}
+        >>> end = {"kernel": start["kernel"][::-1]}
+        >>> history = [p2t.metrics.movement(params, start) for params in (start, end)]
+        >>> ax = p2t.plots.movement([0, 100], history)
+        >>> [line.get_label() for line in ax.lines[-2:]]
+        ['kernel', 'all weights']
+    """
+    x = _inputs.real_vector("batches", batches, len(history))
+    names = [key for key in history[0] if key.endswith(f"/{what}")] if history else []
+    if not names or any(key not in entry for entry in history for key in (*names, what)):
+        raise ValueError(
+            f"what: expected a number that all of history has, for every parameter, got {what!r}."
+        )
+    ax = _inputs.axes_or_current(ax)
+    for name in names:
+        y = _inputs.real_vector("history", [float(entry[name]) for entry in history])
+        ax.plot(x, y, **{"label": name.removesuffix(f"/{what}")} | options)
+    y = _inputs.real_vector("history", [float(entry[what]) for entry in history])
+    of_all: dict[str, Any] = {"label": "all weights", "color": "black", "linewidth": 2.5}
+    ax.plot(x, y, **of_all | options)
+    ax.set(xlabel="mini-batches", ylabel=what.replace("_", " "))
+    ax.legend(fontsize="small")
+    return ax
 
 
 def animate(

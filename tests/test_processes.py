@@ -72,10 +72,15 @@ def test_the_interpreter_ends_while_steps_are_running():
     helpers.in_a_new_process(
         TRAIN
         + """
-for name, tx in TX.items():
+def run(tx):
     params, state = PARAMS, tx.init(PARAMS)
     for i in range(50):
         params, state = helpers.jitted_step(tx)(params, state, member(GRADS, 0))
+
+for tx in TX.values():  # nobody keeps the results
+    run(tx)
+for make in helpers.OPTIMIZERS.values():
+    run(make(host_callback="ffi"))
 """
     )
 

@@ -5,9 +5,12 @@ stand here as ctypes, under their names there and up to the last field that is u
 major version, XLA only appends fields.
 """
 
+import atexit
+import contextlib
 import ctypes
 import functools
 import math
+import os
 import re
 import traceback
 from collections.abc import Callable, Sequence
@@ -182,6 +185,7 @@ def register(name: str, handler: Handler) -> None:
             if frame.extension_start:
                 _describe(frame)
             else:
+                _called_in.add(os.getpid())
                 attribute = _attribute(frame.attrs)
                 handler(attribute, _views(frame.args, False), _views(frame.rets, True))
         except BaseException:
@@ -191,6 +195,26 @@ def register(name: str, handler: Handler) -> None:
     # XLA may call it until the process ends, when modules are gone.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handle), platform="cpu")
+
+
+_called_in: set[int] = set()  # Processes: a forked child has no programmes that run.
+
+
+@atexit.register
+def _wait_for_programmes() -> None:
+    """Lets programmes end before the interpreter does: a later call would have none to run in.
+
+    JAX itself waits for those with callbacks. Not found here are programmes of other Python
+    threads, or with collectives, whose results nobody has kept.
+    """
+    if os.getpid() not in _called_in:
+        return
+    for array in jax.live_arrays():
+        with contextlib.suppress(Exception):  # its programme has failed
+            array.block_until_ready()
+    for device in jax.local_devices(backend="cpu"):
+        # XLA runs what one thread starts one after the other, kept or not.
+        jnp.add(jax.device_put(np.float32(0), device), 1).block_until_ready()
 
 
 def _describe(frame: Any) -> None:

@@ -102,7 +102,7 @@ def prepared(network, how, images, seed):
 
 
 def random_training(rng, logit_scale):
-    """Plain Adam with error feedback; k = 1 with multiplied logits, which was better in first tries."""
+    """Plain Adam with error feedback; with multiplied logits k = 1, better in first tries."""
     k = int(rng.choice([1, 3, 10, 30]))
     low = 0.7 if logit_scale == 1 else 0.4
     return Training(

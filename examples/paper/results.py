@@ -111,8 +111,8 @@ def readme_table():
             spread(logistic.last("SGPerm")), spread(logistic.last("Adam")),
         ],
         [
-            "LAPerm with error feedback, all weights 0 or 0.03, 784-128-64-10, MNIST",
-            spread(one_weight.last("F2, feedback")), "",
+            "LAPerm (k = 1), all weights 0 or 0.03, 784-128-64-10, MNIST",
+            spread(one_weight.last("F2, k = 1")), "",
         ],
     ]  # fmt: skip
     return table(["test accuracy", "permuting", "Adam"], rows)

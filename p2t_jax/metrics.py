@@ -27,7 +27,7 @@ def movement(
     ============= ================================================= =======================
     number        meaning                                           a random permutation
     ============= ================================================= =======================
-    moved         share of the places whose weight is another       about 1
+    moved         share of the positions with another weight        about 1
     change        mean of :math:`|w - v|` over the standard         1.13, of normal weights
                   deviation of v
     correlation   :math:`\sum w v / \sqrt{\sum w^2 \sum v^2}`       about 0

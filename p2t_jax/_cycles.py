@@ -2,7 +2,7 @@
 
 `p2t_jax._host.kernels.cycles` explains the closed form, and why it finds what Section 2.2 finds.
 Here a turn is a few scans along the sorted weights, so the work is quadratic in the size of a
-subset. This is for accelerators and for programmes without callbacks; on a CPU it is slow.
+subset. This is for accelerators and for programs without callbacks; on a CPU it is slow.
 """
 
 from typing import Any, NamedTuple

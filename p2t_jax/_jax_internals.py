@@ -16,14 +16,14 @@ from jax.interpreters import batching, mlir
 
 
 class Placement:
-    """On how many devices, and of what kind, a programme that is being lowered will run.
+    """On how many devices, and of what kind, a program that is being lowered will run.
 
     Stands for: the context of a lowering rule. Replaced by: a public way to choose by the number
     of devices, as `jax.lax.platform_dependent` chooses by their kind.
 
     Attributes:
-        devices: how many devices the programme runs on.
-        per_device: whether the programme is one device's own: on one device, in `pmap`, or in
+        devices: how many devices the program runs on.
+        per_device: whether the program is one device's own: on one device, in `pmap`, or in
             `shard_map` over all axes of the mesh. If not, XLA will partition it.
     """
 
@@ -44,7 +44,7 @@ def primitive(
     lower: Callable[..., Callable[..., Sequence[Any]]],
     static: Sequence[str],
 ) -> Primitive:
-    """An operation that chooses how it is carried out when the programme is lowered.
+    """An operation that chooses how it is carried out when the program is lowered.
 
     Stands for: `jax.extend.core.Primitive` and the tables of `jax.interpreters`. Replaced by: a
     public choice at lowering, see `Placement`.
@@ -86,7 +86,7 @@ def primitive(
 
         return rule
 
-    # Not cached: the lowering depends on where the programme runs, which is not in the key.
+    # Not cached: the lowering depends on where the program runs, which is not in the key.
     mlir.register_lowering(new, lowering(False), cacheable=False)
     mlir.register_lowering(new, lowering(True), platform="cpu", cacheable=False)
     return new

@@ -152,7 +152,7 @@ def sgperm(
             must have been averaged.
         host_callback: whether the search runs on the host, where it is by far the fastest: True,
             through `jax.pure_callback` where that is safe; or "ffi", on CPUs through XLA's FFI,
-            which is faster, and whose programmes can be cached and exported. False for plain JAX,
+            which is faster, and whose programs can be cached and exported. False for plain JAX,
             which can be exported for other platforms; it draws other partitions of the same
             distribution. None for the default, see `set_host_callback`.
 

@@ -231,12 +231,12 @@ def moved(tree, other):
 
 # The host: what knows how the library calls it stands here and nowhere else in the tests
 
-# In the text of a compiled programme.
+# In the text of a compiled program.
 DOORS = {"pure_callback": "xla_ffi_python_cpu_callback", "ffi": "p2t_jax.permute"}
 
 
 def doors_in(compiled):
-    """The ways in which a compiled programme calls the host, one for each call in its text."""
+    """The ways in which a compiled program calls the host, one for each call in its text."""
     text = compiled.as_text()
     return [
         door

@@ -1,6 +1,6 @@
 """Many devices: the same parameters to the bit, on whatever devices and in whatever layout.
 
-Where no weight vector is split, LAPerm's synchronization needs no communication. Where a programme
+Where no weight vector is split, LAPerm's synchronization needs no communication. Where a program
 runs device by device (pmap, shard_map), each device calls the host itself; where XLA partitions it,
 SGPerm gives each device its share of the vectors.
 """
@@ -221,7 +221,7 @@ def test_shard_map_over_some_axes(inner, host_calls):
 
 @pytest.mark.parametrize("first", ["shard_map", "jit"])
 def test_shard_map_beside_the_partitioner(first, name):
-    """The same shapes in one programme, on each device and across them."""
+    """The same shapes in one program, on each device and across them."""
     mesh = make_mesh({"x": 8})
     params = {"kernel": PARAMS["Dense_0"]["kernel"]}
     tx = p2t.laperm(optax.sgd(0.5), sync_period=1) if name == "laperm" else TX[name]

@@ -76,7 +76,7 @@ def test_the_environment_can_choose_the_ffi():
 @pytest.mark.parametrize("door", [by_ffi.by_ffi, by_pure_callback.by_pure_callback])
 def test_both_doors_lead_to_the_same_parameters(door, name, monkeypatch):
     monkeypatch.setattr(permute, "door", lambda *_: door)
-    params, state = helpers.train_jit(OPTIMIZERS[name]())  # anew, since programmes are kept
+    params, state = helpers.train_jit(OPTIMIZERS[name]())  # anew, since programs are kept
     assert_identical((params, state), expected(name)[:2])
 
 

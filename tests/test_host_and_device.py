@@ -1,6 +1,6 @@
 """The two ways of ranking, on the host and on a device, give the same bits for any floats.
 
-A programme for one CPU ranks on the host. One that XLA partitions over a mesh ranks as accelerators
+A program for one CPU ranks on the host. One that XLA partitions over a mesh ranks as accelerators
 do, whatever the layout; that is the second way here.
 """
 
@@ -135,7 +135,7 @@ def test_very_large_parameters_are_done_piecewise(weights, name, monkeypatch):
 
     params, _, exact = helpers.expected(name)
     monkeypatch.setattr(by_pure_callback, "WEIGHTS_PER_CALLBACK", weights)
-    tx = helpers.OPTIMIZERS[name]()  # anew, since programmes are compiled once for each
+    tx = helpers.OPTIMIZERS[name]()  # anew, since programs are compiled once for each
     trained, state = helpers.train_jit(tx)
     helpers.assert_identical(trained, params)
     helpers.assert_identical(p2t.permuted_params(state, trained), exact)

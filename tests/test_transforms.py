@@ -37,7 +37,7 @@ def test_same_run(way, name):
 
 @pytest.mark.parametrize("way", ["eager", "jit of scan"])
 def test_same_run_where_rounding_may_differ(way):
-    """XLA rounds Adam's updates otherwise in every programme; which weight goes where is the same.
+    """XLA rounds Adam's updates otherwise in every program; which weight goes where is the same.
 
     Unless two look-aheads are so near that rounding decides; here none are. (SGPerm's roots come by
     the size of Adam's updates, which are all the same in the first step: there rounding decides.)
@@ -219,7 +219,7 @@ def test_no_recompilation(name):
 
 
 def test_no_recompilation_without_jit(name, caplog):
-    """A programme a step would cost a hundred times the step, and stay in memory."""
+    """A program a step would cost a hundred times the step, and stay in memory."""
     tx = TX[name]
     params, state = train_eager(tx)
     with jax.log_compiles():

@@ -1,6 +1,6 @@
 """The door of XLA's FFI: on CPUs, without copies. Its calls can be exported and cached.
 
-What is static about a call is a string in the programme, and no object of Python's: the programme
+What is static about a call is a string in the program, and no object of Python's: the program
 may run in another process, which has imported the library.
 """
 
@@ -25,7 +25,7 @@ from p2t_jax._host.permutation import (
 )
 from p2t_jax._leaves import Axes
 
-TARGET = "p2t_jax.permute"  # A programme that was exported keeps it.
+TARGET = "p2t_jax.permute"  # A program that was exported keeps it.
 _FORMAT = 1  # Of the attribute.
 
 

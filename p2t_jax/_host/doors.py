@@ -19,13 +19,13 @@ from p2t_jax._host.permutation import Permutation
 from p2t_jax._host.run_jobs import cores
 
 # A callback of `jax.pure_callback` waits for copies of its operands. Before JAX 0.12 these are made
-# on the threads that callbacks run on, as many as there are cores. So a programme hangs where
+# on the threads that callbacks run on, as many as there are cores. So a program hangs where
 # callbacks occupy all of them: on several CPU devices, or on a single core.
 CALLBACKS_CAN_HANG = jax.__version_info__ < (0, 12)
 
 
 def door(permutation: Permutation, on_cpu: bool, asked_for_ffi: bool) -> Callable[..., Any]:
-    """The door that a programme on one device takes: `by_ffi` or `by_pure_callback`."""
+    """The door that a program on one device takes: `by_ffi` or `by_pure_callback`."""
     if not on_cpu:
         return by_pure_callback
     crowded = jax.local_device_count("cpu") > 1 or cores() == 1

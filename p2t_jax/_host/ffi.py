@@ -165,13 +165,13 @@ def fits() -> bool:
 
 
 def register(name: str, handler: Handler) -> None:
-    """Lets programmes on CPUs call a Python function, if the interface fits.
+    """Lets programs on CPUs call a Python function, if the interface fits.
 
     The function runs on a thread of XLA's. It must not use JAX, which could wait for that thread.
-    What it raises becomes the error of the programme.
+    What it raises becomes the error of the program.
 
     Args:
-        name: what programmes call it by: `jax.ffi.ffi_call(name, ...)(..., call=attribute)`.
+        name: what programs call it by: `jax.ffi.ffi_call(name, ...)(..., call=attribute)`.
         handler: gets the attribute, and views of XLA's buffers: those that it reads, and those that
             it writes. They are valid until it returns.
     """
@@ -197,20 +197,20 @@ def register(name: str, handler: Handler) -> None:
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handle), platform="cpu")
 
 
-_called_in: set[int] = set()  # Processes: a forked child has no programmes that run.
+_called_in: set[int] = set()  # Processes: a forked child has no programs that run.
 
 
 @atexit.register
 def _wait_for_programmes() -> None:
-    """Lets programmes end before the interpreter does: a later call would have none to run in.
+    """Lets programs end before the interpreter does: a later call would have none to run in.
 
-    JAX itself waits for those with callbacks. Not found here are programmes of other Python
+    JAX itself waits for those with callbacks. Not found here are programs of other Python
     threads, or with collectives, whose results nobody has kept.
     """
     if os.getpid() not in _called_in:
         return
     for array in jax.live_arrays():
-        with contextlib.suppress(Exception):  # its programme has failed
+        with contextlib.suppress(Exception):  # its program has failed
             array.block_until_ready()
     for device in jax.local_devices(backend="cpu"):
         # XLA runs what one thread starts one after the other, kept or not.

@@ -23,7 +23,7 @@ def set_host_callback(enabled: HostCallback) -> None:
 
     The default is True, or what the environment variable `P2T_JAX_HOST_CALLBACK` says: 0 for False,
     or ffi. The benchmarks compare all. The choice is made when a function is traced: compiled
-    programmes do not change.
+    programs do not change.
 
     Args:
         enabled: the value that `host_callback=None` stands for.

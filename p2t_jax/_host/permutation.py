@@ -31,11 +31,11 @@ class Permutation(abc.ABC):
     another process, which must have imported its module.
 
     Attributes:
-        name: what programmes call it by. A programme that was exported keeps it.
+        name: what programs call it by. A program that was exported keeps it.
         operands: how many operands there are that have the shape of the values.
         numbers: the dtypes of the operands after these, with one number for each vector.
         same_in_jax: whether `in_jax` does the same as `on_host`, to the bit. Then JAX permutes
-            wherever that is faster: on accelerators and in partitioned programmes.
+            wherever that is faster: on accelerators and in partitioned programs.
         by_pure_callback: whether a CPU calls the host through `jax.pure_callback` where that is
             safe, or else always through XLA's FFI.
     """
@@ -67,7 +67,7 @@ _by_name: dict[str, type[Permutation]] = {}
 
 
 def find(name: str, options: dict[str, int]) -> Permutation:
-    """The permutation of this name, for instance one of a programme of another process."""
+    """The permutation of this name, for instance one of a program of another process."""
     return _by_name[name](**options)
 
 
@@ -111,7 +111,7 @@ def find_positions(
 ) -> None:
     """Writes the positions of all vectors to `outs`, on several threads.
 
-    It is called while a programme runs: nothing here uses JAX, which could wait for the programme.
+    It is called while a program runs: nothing here uses JAX, which could wait for the program.
     """
     blocks = [_leaves.to_block(out, leaf_axes) for out, leaf_axes in zip(outs, axes, strict=True)]
     jobs = []

@@ -1,7 +1,7 @@
 """Permuting the weight vectors of many parameters at once: a primitive of JAX.
 
-How it runs is decided when the programme is lowered. Only then is it known on how many devices, and
-on which kind, the programme will run:
+How it runs is decided when the program is lowered. Only then is it known on how many devices, and
+on which kind, the program will run:
 
 - compiled for one device, or running device by device (pmap, shard_map): one call of the host for
   all parameters together, through one of the `doors`;

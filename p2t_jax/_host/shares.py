@@ -14,7 +14,7 @@ from p2t_jax._leaves import Axes
 def across_devices(
     call: Callable[..., Sequence[jax.Array]], devices: int, axes: Sequence[Axes], *flat: jax.Array
 ) -> list[jax.Array]:
-    """Gives every device of a programme that XLA partitions its share of the vectors.
+    """Gives every device of a program that XLA partitions its share of the vectors.
 
     Args:
         call: what a device does with its share of `flat`: it returns as many arrays as `axes` has,

@@ -1,4 +1,4 @@
-"""What control flow does to values: loops, branches, and programmes for several devices."""
+"""What control flow does to values: loops, branches, and programs for several devices."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from p2t_jax._vectors.uses import Uses
 
 
 class Walk(Protocol):
-    """What can walk through a programme, and notes the uses that it finds."""
+    """What can walk through a program, and notes the uses that it finds."""
 
     uses: Uses
 
     def run(self, closed: Any, values: Sequence[Value]) -> list[Value]:
-        """What a programme makes of values."""
+        """What a program makes of values."""
 
 
 def _scan(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
@@ -147,7 +147,7 @@ def _a_part(dimensions: Sequence[int], full: Sequence[int], dims: Dims) -> Dims:
 
 
 def _exchanged(jaxpr: Any) -> set[str]:
-    """The axes of the mesh along which a programme communicates."""
+    """The axes of the mesh along which a program communicates."""
     found: set[str] = set()
     for eqn in jaxpr.eqns:
         if eqn.primitive.name not in ("axis_index", "pvary"):

@@ -1,4 +1,4 @@
-"""What single equations of a traced programme do to the values that go into them."""
+"""What single equations of a traced program do to the values that go into them."""
 
 import functools
 from collections.abc import Callable, Sequence

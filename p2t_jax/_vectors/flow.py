@@ -1,4 +1,4 @@
-"""Follows parameters through a traced programme to where they meet what depends on its inputs."""
+"""Follows parameters through a traced program to where they meet what depends on its inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ from p2t_jax._vectors.uses import Use, Uses
 
 
 class Flow:
-    """One walk through a programme; `uses` are the uses of its parameters that it finds."""
+    """One walk through a program; `uses` are the uses of its parameters that it finds."""
 
     def __init__(self) -> None:
         self.uses = Uses()
@@ -31,7 +31,7 @@ class Flow:
         self._alive: list[Any] = []  # keeps ids unique: one may be used again after its object
 
     def run(self, closed: Any, values: Sequence[Value]) -> list[Value]:
-        """What a programme makes of values; where it repeats, it is not walked through again."""
+        """What a program makes of values; where it repeats, it is not walked through again."""
         jaxpr = getattr(closed, "jaxpr", closed)
         names = list(
             dict.fromkeys(
@@ -85,8 +85,8 @@ class Flow:
         if has_unknown_parameters(name, eqn.params):
             return None
         if name in CALLS:
-            (programme,) = (eqn.params[key] for key in PROGRAMMES if key in eqn.params)
-            return self.run(programme, ins)
+            (program,) = (eqn.params[key] for key in PROGRAMMES if key in eqn.params)
+            return self.run(program, ins)
         if name in CONTROL:
             return CONTROL[name](self, eqn, ins)
         if name in RULES:
@@ -105,7 +105,7 @@ class Flow:
 
 # What a rule knows, but for its parameters, that sums or may have sums in it.
 _MAY_SUM = {*CALLS, *CONTROL, *RULES, *REDUCTIONS}
-# Where values without origins in parameters matter: one-hot encodings, and what has a programme.
+# Where values without origins in parameters matter: one-hot encodings, and what has a program.
 _LOOKED_INTO = {*CALLS, *CONTROL, *RULES, "eq"}
 
 

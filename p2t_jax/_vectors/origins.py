@@ -1,4 +1,4 @@
-"""What is known of a value in a traced programme.
+"""What is known of a value in a traced program.
 
 That is whether it depends on the inputs, and how its dimensions come from the axes of parameters.
 A dimension is made of `Part`s of axes, the first varying slowest. Reshaping splits an axis of size

@@ -38,7 +38,7 @@ REDUCTIONS = {
     *("reduce_prod", "reduce_sum", "reduce_xor"),
 }
 
-# What calls a programme with its operands, and the parameters in which that may be.
+# What calls a program with its operands, and the parameters in which that may be.
 CALLS = {
     *("closed_call", "composite", "custom_jvp_call", "custom_vjp_call", "custom_vmap_call"),
     *("jit", "remat2"),
@@ -101,7 +101,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "reshard": ("", "concrete_mesh dst_sharding"),
     "rev": ("dimensions", ""),
     "round": ("", "rounding_method"),
-    # The programme and the operands tell the same as the counts, which are other ones in JAX 0.12.
+    # The program and the operands tell the same as the counts, which are other ones in JAX 0.12.
     "scan": ("jaxpr", "ft_in ft_out length num_carry num_consts reverse unroll"),
     "shard_map": ("in_specs jaxpr", "check_vma mesh newly_manual_axes out_specs"),
     "sharding_constraint": ("", "context_mesh layout sharding unconstrained_dims"),

@@ -236,7 +236,7 @@ def _change(
     update = _leaves.sharded_like(new, old).astype(dtype) - old.astype(dtype)
     error = None
     if given.error is not None:
-        theta = _widened(new)
+        theta = _leaves.sharded_like(_widened(new), z)
         error = m.astype(z.dtype) * (z - theta)
         if old.dtype != theta.dtype:
             # In half precision, old + update may be far from theta; the next look-ahead starts

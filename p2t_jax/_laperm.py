@@ -272,35 +272,52 @@ def _check_same_on_all(axis_name: Any, sync_period: Any, synchronizes: jax.Array
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _replace_if(function: Any, predicate: jax.Array, values: Any, *args: Any) -> Any:
+def _replace_if(
+    function: functools.partial[Any], predicate: jax.Array, values: Any, *args: Any
+) -> Any:
     """`function(values, *args) if predicate else values`, without a copy of the values.
 
     A `lax.cond` copies what it passes through, in every step. A loop of no turns does not, but it
-    has no derivative in reverse mode; hence the rule below.
+    has no derivative in reverse mode; hence the rule below. Outside of `jit`, JAX compiles a loop
+    anew for each new function, so equal ones are told from their (hashable) parts.
     """
-    if not is_traced(predicate):  # outside of `jit`, a loop would be compiled in every step
+    if not is_traced(predicate):
         return function(values, *args) if predicate else values
+    return _loop(function.func, function.args, predicate, values, *args)
 
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _loop(function: Any, options: Any, predicate: jax.Array, values: Any, *args: Any) -> Any:
     def turn(carry: Any) -> Any:
         again, values = carry
-        return jnp.zeros_like(again), function(values, *args)
+        return jnp.zeros_like(again), function(*options, values, *args)
 
-    _, values = jax.lax.while_loop(lambda carry: carry[0], turn, (predicate, values))
-    return values
+    return jax.lax.while_loop(lambda carry: carry[0], turn, (predicate, values))[1]
 
 
 @_replace_if.defjvp
-def _replace_if_jvp(function: Any, primals: Any, tangents: Any) -> Any:
-    predicate, *primals = primals
-    _, *tangents = tangents
-    dot = jax.lax.cond(
+def _replace_if_jvp(function: functools.partial[Any], primals: Any, tangents: Any) -> Any:
+    predicate, *rest = primals
+    if is_traced(predicate):
+        dot = _derivative(function.func, function.args, predicate, rest, list(tangents[1:]))
+    else:
+        dot = jax.jvp(function, tuple(rest), tangents[1:])[1] if predicate else tangents[1]
+    return _replace_if(function, *primals), dot
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _derivative(
+    function: Any, options: Any, predicate: jax.Array, primals: Any, tangents: Any
+) -> Any:
+    return jax.lax.cond(
         predicate,
-        lambda primals, tangents: jax.jvp(function, primals, tangents)[1],
+        lambda primals, tangents: jax.jvp(functools.partial(function, *options), primals, tangents)[
+            1
+        ],
         lambda primals, tangents: tangents[0],
-        tuple(primals),
-        tuple(tangents),
+        primals,
+        tangents,
     )
-    return _replace_if(function, predicate, *primals), dot
 
 
 def _as_promoted(leaf: _updates.Moving) -> jax.Array:

@@ -293,7 +293,8 @@ class _Search:
 
     def in_jax(self, *rows: jax.Array) -> jax.Array:
         """The same in plain JAX, with priority "nearest"."""
-        return _cycles.search(*rows, mean=_LOWER[self.lower] == "mean")
+        permuted: jax.Array = _cycles.search(*rows, mean=_LOWER[self.lower] == "mean")
+        return permuted
 
 
 def _value(name: str, hyperparameter: Any, step: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ Here a turn is a few scans along the sorted weights, so the work is quadratic in
 subset. This is for accelerators and for programs without callbacks; on a CPU it is slow.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,9 @@ class _Sorted(NamedTuple):
     root: jax.Array
 
 
+# Compiled as a whole where it is not part of a compiled step: the loop in it would otherwise be
+# compiled in every step, as it is another function each time.
+@functools.partial(jax.jit, static_argnames="mean", inline=True)
 def search(
     theta: jax.Array,
     r: jax.Array,

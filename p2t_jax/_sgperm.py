@@ -306,7 +306,9 @@ class _Search(Permutation):
         cycles.search(*blocks, lower=self.lower, priority=self.priority)
 
     def in_jax(self, theta: jax.Array, *operands: jax.Array) -> jax.Array:
-        return _cycles.search(theta, *operands[1:], mean=_LOWER[self.lower] == "mean")
+        mean = _LOWER[self.lower] == "mean"
+        permuted: jax.Array = _cycles.search(theta, *operands[1:], mean=mean)
+        return permuted
 
 
 def _permuted(

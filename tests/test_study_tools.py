@@ -220,6 +220,14 @@ def test_scalars_and_weak_types_may_stand_beside_a_kernel(tool):
     chex.assert_trees_all_equal(tree, result(tool))
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+def test_nothing_is_compiled_a_second_time(tool, caplog):
+    TOOLS[tool](PARAMS)
+    with jax.log_compiles():
+        TOOLS[tool](PARAMS)
+    assert not [record.message for record in caplog.records if "Compiling" in record.message]
+
+
 @pytest.mark.parametrize("tool", NEW_PARAMS)
 @pytest.mark.parametrize("donated", ["what went in", "what came out"])
 def test_new_parameters_are_the_callers_own(tool, donated):

@@ -218,12 +218,35 @@ def test_no_recompilation(name):
     assert step._cache_size() == 1
 
 
-def test_no_recompilation_without_jit(name, caplog):
+def plain_step(tx, params, state, grads):
+    return helpers.step(params, state, grads, tx)
+
+
+def vmapped_step(tx, params, state, grads):
+    add = jax.tree.map(lambda g: jnp.stack([g, -g]), grads)
+    steps = jax.vmap(functools.partial(helpers.step, tx=tx), (None, None, 0))
+    return jax.tree.map(lambda x: x[0], steps(params, state, add))
+
+
+def differentiated_step(tx, params, state, grads):
+    def loss(params):
+        new, after = helpers.step(params, state, grads, tx)
+        return optax.tree.norm(new), (new, after)
+
+    return jax.grad(loss, has_aux=True)(params)[1]
+
+
+@pytest.mark.parametrize("host_callback", [True, False])
+@pytest.mark.parametrize("step", [plain_step, vmapped_step, differentiated_step])
+def test_no_recompilation_without_jit(step, host_callback, name, caplog):
     """A program a step would cost a hundred times the step, and stay in memory."""
-    tx = TX[name]
-    params, state = train_eager(tx)
+    tx = OPTIMIZERS[name](host_callback=host_callback)
+    params = jax.tree.map(jnp.asarray, {"Dense_1": PARAMS["Dense_1"]})
+    grads = {"Dense_1": GRADS["Dense_1"]}
+    once = functools.partial(step, tx)
+    params, state = helpers.train(once, params, tx.init(params), grads)
     with jax.log_compiles():
-        helpers.train(functools.partial(helpers.step, tx=tx), params, state)
+        helpers.train(once, params, state, grads)
     assert not [record.message for record in caplog.records if "Compiling" in record.message]
 
 

@@ -98,7 +98,7 @@ def draw(record: Record):
     ax.set_yticks(range(len(names) + 1), [name.replace("`", "") for name in (*names, ADAM)])
     ax.invert_yaxis()
     ax.set(xlabel="test accuracy after 3,000 mini-batches, seeds and mean")
-    ax.legend(loc="lower left")
+    figure.legend(loc="outside upper center", ncols=3)
     ax.grid(axis="x", alpha=0.3)
     figures.percent(ax.xaxis, decimals=1)
     return {"accuracy": figure}

@@ -24,6 +24,12 @@ from p2t_jax._vectors import Path, VectorSpec, named_leaves, pair, show, vector_
 
 Axes: TypeAlias = tuple[int, ...]
 
+# For errors of tools that compare parameters with those before training.
+LIVE = (
+    "nnx.split and nnx.state return a model's own Variables, which training changes: split "
+    "nnx.clone(model) before it to keep the initial weights."
+)
+
 
 class Leaf(NamedTuple):
     """A parameter.

@@ -27,7 +27,8 @@ def permutation_of(
 
     Args:
         params: the parameters, permuted: for instance `permuted_params(state, params)`.
-        initial_params: the parameters before; of the same structure, shapes and dtypes.
+        initial_params: the parameters before; of the same structure, shapes and dtypes. Not what
+            `nnx.split` or `nnx.state` returns of the model that is trained: see `nnx.clone`.
         vectors: which axes form weight vectors, see `laperm`.
 
     Returns:
@@ -59,7 +60,7 @@ def permutation_of(
         if not is_traced(source) and (source < 0).any():
             raise ValueError(
                 f"params: {leaf.name} is not a permutation of its initial weights. Training adds "
-                "updates, which rounds: pass permuted_params(state, params)."
+                "updates, which rounds: pass permuted_params(state, params). " + _leaves.LIVE
             )
         sources.append(source)
     return jax.tree.unflatten(jax.tree.structure(params), sources)

@@ -97,7 +97,7 @@ def pack(
             raise ValueError(
                 f"params: {leaf.vector_name(start + words)} is not a permutation of its initial "
                 "weights. Pack permuted_params(state, params), with the initial_params and the "
-                "vectors that the optimizer was given."
+                "vectors that the optimizer was given. " + _leaves.LIVE
             )
         body[place] = _BLOCK.pack(_checksum(sorted_rows), len(words)) + _little_endian(words).data
 

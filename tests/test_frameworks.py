@@ -236,6 +236,20 @@ def test_an_nnx_model_takes_the_permutation_and_trains_on(name):
     chex.assert_tree_all_finite(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 
+def test_initial_weights_of_an_nnx_model_are_those_of_a_clone(name):
+    model, optimizer = nnx_training(OPTIMIZERS[name](INNER))
+    live, initial = nnx.state(model, nnx.Param), nnx.state(nnx.clone(model), nnx.Param)
+    for _ in range(3):
+        nnx_step(model, optimizer)
+    final = p2t.permuted_params(optimizer.opt_state, nnx.state(model, nnx.Param))
+    assert bool(p2t.is_permutation(final, initial))
+    p2t.permutations.permutation_of(final, initial)
+    chex.assert_trees_all_equal(p2t.unpack(p2t.pack(final, initial), initial), final)
+    for tool in (p2t.pack, p2t.permutations.permutation_of):
+        with pytest.raises(ValueError, match=r"training changes: split nnx\.clone\(model\)"):
+            tool(p2t.permuted_params(optimizer.opt_state, final), live)
+
+
 # Orbax: save after the 5th step, in the middle of a period.
 
 

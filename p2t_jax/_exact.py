@@ -173,7 +173,14 @@ def _compared(
         leaf.path: _leaves.to_rows(a == b, vector_axes).all(axis=-1)
         for (leaf, _), vector_axes, a, b in zip(comparable, axes, now, before, strict=True)
     }
-    return [(leaf, same.get(leaf.path, jnp.zeros((), bool))) for leaf, _ in pairs]
+    return [
+        (
+            leaf,
+            same.get(leaf.path, jnp.zeros(_leaves.vector_shape(leaf.array.shape, leaf.axes), bool)),
+        )
+        for leaf, _ in pairs
+        if leaf.axes is not None
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ def laperm(
     inner: optax.GradientTransformation,
     sync_period: optax.ScalarOrSchedule,
     *,
-    error_feedback: optax.ScalarOrSchedule = 0.0,
+    error_feedback: optax.ScalarOrSchedule | None = None,
     vectors: VectorSpec = "flax",
     average_over: Any = None,
     host_callback: HostCallback | None = None,
@@ -57,10 +57,10 @@ def laperm(
             is a fraction, from a schedule that grows smoothly or in a JAX array, counts as the next
             whole number. Infinity never synchronizes.
         error_feedback: m, the fraction of what a synchronization cuts off that is remembered, from
-            0 (the default, the paper's) to 1: a number, a scalar array, or a schedule, called like
-            that of k. The number 0 needs no state; anything else adds one float32 per weight. What
-            is not finite is not remembered. A traced or scheduled m outside [0, 1] is clipped, and
-            NaN counts as 0.
+            0 to 1: a number, a scalar array, or a schedule, called like that of k. None, the
+            default, is 0, the paper's. Both need no state; anything else adds one float32 per
+            weight. What is not finite is not remembered. A traced or scheduled m outside [0, 1] is
+            clipped, and NaN counts as 0.
         vectors: which axes of a parameter form a weight vector: a rule `(path, leaf) -> axes |
             None`, the name of one ("flax", "equinox", "haiku"), or a (prefix) tree of axes, such as
             `infer_vectors` returns.

@@ -252,6 +252,11 @@ def vector_length(shape: Sequence[int], axes: Axes) -> int:
     return math.prod(shape[axis] for axis in axes)
 
 
+def vector_shape(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
+    """The shape of an array with one number for each vector, without the axes of the vectors."""
+    return tuple(size for axis, size in enumerate(shape) if axis not in axes)
+
+
 def rows_shape(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
     """The shape of an array with one number for each vector: 1 along the axes of the vectors."""
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))

@@ -70,7 +70,7 @@ jax.export.register_namedtuple_serialization(
 def synchronize(
     sync_period: optax.ScalarOrSchedule,
     *,
-    error_feedback: optax.ScalarOrSchedule = 0.0,
+    error_feedback: optax.ScalarOrSchedule | None = None,
     vectors: VectorSpec = "flax",
     average_over: Any = None,
     host_callback: HostCallback | None = None,
@@ -104,10 +104,12 @@ def synchronize(
     """
     _checks.hyperparameter(_check_period, sync_period)
     _checks.whole("sync_period", sync_period)
-    _checks.hyperparameter(_check_feedback, error_feedback)
+    # The default is not 0.0, which `optax.inject_hyperparams` would turn into an array.
+    m_or_schedule = 0.0 if error_feedback is None else error_feedback
+    _checks.hyperparameter(_check_feedback, m_or_schedule)
     host_choice(host_callback)
     # Only a plain number can be known to be 0 wherever `init` runs, inside `jit` as well.
-    remembers = not (isinstance(error_feedback, int | float) and error_feedback == 0)
+    remembers = not (isinstance(m_or_schedule, int | float) and m_or_schedule == 0)
 
     @_updates.under_any_switch
     def init_fn(params: optax.Params) -> SynchronizeState:
@@ -140,7 +142,7 @@ def synchronize(
             )
         trees = state.theta_sorted, state.feedback_error, state.theta_synchronized
         step = _updates.checked(updates, params, state.vectors, *trees)
-        k, m = (x(state.sync_step) if callable(x) else x for x in (sync_period, error_feedback))
+        k, m = (x(state.sync_step) if callable(x) else x for x in (sync_period, m_or_schedule))
         _check_period(k)
         _check_feedback(m)
         m = jnp.nan_to_num(jnp.clip(jnp.asarray(m, jnp.float32), 0, 1))

@@ -251,6 +251,7 @@ def test_a_state_remembers_its_rule(rule, name):
     assert bool(p2t.is_permutation(final, initial, vectors=vectors))
 
 
+@pytest.mark.filterwarnings("ignore:vectors. the weight vectors of body/bias")
 def test_two_groups_remember_two_rules(name):
     axes = {"body": {"bias": (0,), "kernel": (0,)}, "head": {"bias": None, "kernel": (1,)}}
     rules = {"body": 0, "head": lambda path, p: 1 if p.ndim > 1 else None}

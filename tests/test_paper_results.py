@@ -41,7 +41,7 @@ def test_every_picture_is_drawn_from_a_record(tmp_path):
     assert drawn == {path.name for path in results.PICTURES.iterdir()}
     text = "".join(page.read_text() for page in results.RESULTS)
     for name in drawn:
-        assert f"](images/results/{name})" in text, name
+        assert f"images/results/{name})" in text, name
 
 
 @pytest.mark.parametrize("path", sorted(records.FOLDER.glob("*.json")), ids=lambda path: path.stem)

@@ -402,12 +402,12 @@ def test_a_phase_may_begin_between_two_evaluations(ax):
 
 
 def test_every_optimizer_has_its_colour_wherever_it_is_drawn(ax):
-    for label in ("another", "SGPerm", "Adam"):
+    for label in ("another", "SGPerm", "Adam", "LAPerm with error feedback"):
         plots.learning_curve([0, 10], [0, 1], label=label, ax=ax)
     plots.learning_curve([0, 10], [0, 1], phases={"LAPerm": 0, "rest": 5}, ax=ax)
     colors = {line.get_label(): line.get_color() for line in ax.lines}
     assert {name: colors[name] for name in plots.COLORS} == plots.COLORS
-    assert len(set(colors.values())) == 5
+    assert len(set(colors.values())) == 6
     plots.learning_curve([0, 10], [0, 1], label="Adam", color="red", ax=ax)
     assert ax.lines[-1].get_color() == "red"
 

@@ -485,7 +485,7 @@ def test_stacked_rules_of_the_same_rule_are_equal_and_can_be_pickled():
     assert rule != p2t.stacked(p2t.flax_vectors)
     assert rule != p2t.stacked(p2t.haiku_vectors, axis=1)
     assert pickle.loads(pickle.dumps(rule)) == rule
-    params = {"kernel": jnp.ones((4, 2, 3))}
+    params = {"kernel": jnp.arange(24.0).reshape(4, 2, 3)}
     states = [
         p2t.laperm(optax.sgd(1.0), 2, vectors=p2t.stacked(p2t.flax_vectors)).init(params)
         for _ in range(2)

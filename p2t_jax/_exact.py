@@ -173,14 +173,10 @@ def _compared(
         leaf.path: _leaves.to_rows(a == b, vector_axes).all(axis=-1)
         for (leaf, _), vector_axes, a, b in zip(comparable, axes, now, before, strict=True)
     }
-    return [
-        (
-            leaf,
-            same.get(leaf.path, jnp.zeros(_leaves.vector_shape(leaf.array.shape, leaf.axes), bool)),
-        )
-        for leaf, _ in pairs
-        if leaf.axes is not None
-    ]
+    for leaf, _ in pairs:
+        if leaf.path not in same and leaf.axes is not None:
+            same[leaf.path] = jnp.zeros(_leaves.vector_shape(leaf.array.shape, leaf.axes), bool)
+    return [(leaf, same[leaf.path]) for leaf, _ in pairs]
 
 
 @dataclasses.dataclass(frozen=True)

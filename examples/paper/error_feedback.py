@@ -202,11 +202,15 @@ def draw_numbness(record):
     for ax in axs:
         for drop in DROPS:
             ax.axvline(drop * BATCHES, color="0.6", linewidth=0.8)
-    axs[0].set(yscale="log", ylabel="weights moved by\na synchronization")
+    axs[0].set(ylabel="weights moved by\na synchronization")
     axs[0].set_title("784-500-300-10 on MNIST, k = 1; the learning rate falls at the grey lines")
-    axs[1].set(yscale="log", ylabel="distance in rank since\nthe rate fell last, share of n")
+    axs[1].set(ylabel="distance in rank since\nthe rate fell last, share of n")
     axs[2].set(xlabel="mini-batches", ylabel="test error", xlim=(0, BATCHES))
-    figures.error_axis(axs[2], 0.015, 0.2)
+    for ax in axs:
+        if ax.dataLim.ymax > 0:  # in a short run nothing may have moved, or no error be left
+            ax.set_yscale("log")
+    if axs[2].get_yscale() == "log":
+        figures.error_axis(axs[2], 0.015, 0.2)
     axs[0].legend()
     return figure
 

@@ -187,7 +187,7 @@ def tables(record: Record):
         rows.append(
             [
                 f"{name[:2]}, {'-'.join(map(str, (784, *network.features)))}",
-                str(how.sync_period) + name.partition(",")[2] * bool(how.error_feedback),
+                str(how.sync_period) + f",{name.partition(',')[2]}" * bool(how.error_feedback),
                 spread(record.last(name)),
                 spread(record.best(name)),
                 published,

@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, set before JAX is imported; and the fixtures of the suite."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name.startswith("test_paper_"):
             item.add_marker("slow")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_memory_maps():
+    """Each compiled program takes some; a process that has 65,530, which is Linux's limit, aborts."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        import jax
+
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

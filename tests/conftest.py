@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_memory_maps():
-    """Each compiled program takes some; a process that has 65,530, which is Linux's limit, aborts."""
+    """Each compiled program takes some; at 65,530, the limit of Linux, a process aborts."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:

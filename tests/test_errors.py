@@ -213,9 +213,12 @@ def test_only_real_numbers_are_weights(dtype, name):
 OTHERS = {
     "another structure": ({"body": PARAMS["body"]}, "head|structure|Dict"),
     "another name": ({"body": PARAMS["body"], "tail": PARAMS["head"]}, "tail"),
-    "another shape": (with_kernel(jnp.ones((4, 3))), r"body/kernel.*params has float32\[20, 3\]"),
+    "another shape": (
+        with_kernel(PARAMS["body"]["kernel"][:4]),
+        r"body/kernel.*params has float32\[20, 3\]",
+    ),
     "another rank": (
-        with_kernel(jnp.ones((5, 3, 1))),
+        with_kernel(PARAMS["body"]["kernel"][:5, :, None]),
         r"body/kernel.*params has float32\[20, 3\]",
     ),
     "another bias": (

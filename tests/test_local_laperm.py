@@ -252,7 +252,7 @@ def test_an_axis_that_is_not_bound_is_refused():
 
 
 def test_parameters_that_are_no_floats_stay_on_their_device():
-    params = {"kernel": jnp.ones((4, 2)), "count": jnp.int32(7)}
+    params = {"kernel": jnp.arange(8.0).reshape(4, 2), "count": jnp.int32(7)}
     tx = p2t.synchronize(1, axis_name="batch")
 
     def step(device):

@@ -367,8 +367,8 @@ def test_sharding_types_are_stable(spec, axes, name):
         return jax.tree.map(jax.typeof, tree)
 
     with jax.set_mesh(mesh):
-        weights = jnp.arange(64, dtype=jnp.float16).reshape(2, 8, 4)
-        params = jax.device_put(weights, NamedSharding(mesh, spec))
+        numbers = np.arange(64, dtype=np.float16).reshape(2, 8, 4)
+        params = jax.device_put(numbers, NamedSharding(mesh, spec))
         state = tx.init(params)
         after = jax.jit(tx.update)(params, state, params)
         assert types(after) == (types(params), types(state))
@@ -503,6 +503,8 @@ PERIODS = {
     "0-d array": jnp.array(4),
     "whole float": 4.0,
     "np.float32": np.float32(3),
+    "uneven float": jnp.array(2.5),
+    "uneven schedule": optax.constant_schedule(3.5),
     "bfloat16": jnp.array(3.0, "bfloat16"),
     "never": math.inf,
     "stairs up": optax.piecewise_constant_schedule(2, {7: 2, 15: 1.5}),

@@ -154,7 +154,8 @@ def synchronize(
             phi = step.moving + step.others
         axes = tuple(parameter.axes for parameter in step.moving)
         changes = replace_if(
-            functools.partial(_synchronized, axes, average_over, host_callback),
+            # The choice of now: what is compiled for equal arguments is used again.
+            functools.partial(_synchronized, axes, average_over, host_choice(host_callback)),
             synchronizes,
             [_look_ahead_on(parameter, m, average_over) for parameter in phi],
             [parameter.param for parameter in phi],

@@ -1,5 +1,6 @@
 """Initial weights (Section 4): since permuting keeps every weight, they are hyperparameters."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -116,6 +117,7 @@ def _few_values(confidence: jax.Array, values: int, n: int, shape: Any) -> jax.A
     return row
 
 
+@functools.partial(jax.jit, inline=True)  # or else the loop would be compiled in every call
 def _size_quantiles(confidence: jax.Array, shares: jax.Array) -> jax.Array:
     """Quantiles of y = |w / a|, whose power y^(1/c) has the gamma distribution of shape c."""
     c = jnp.maximum(confidence, 1e-6)

@@ -182,6 +182,7 @@ def test_ensemble_ranks_only_when_a_member_synchronizes(host_calls):
     periods = np.array([2, 3])
     params = jax.tree.map(lambda w: w[:2], ENSEMBLE)
     state = jax.vmap(lambda k, params: make_member("laperm", k).init(params))(periods, params)
+    jax.block_until_ready(state)  # `init` sorts on the host
     step = jax.jit(jax.vmap(functools.partial(member_step, "laperm")))
     ranked = []
     for i in range(helpers.STEPS):

@@ -15,16 +15,7 @@ einsum's products they are not.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from p2t_jax._vectors.origins import (
-    DIRECT,
-    FLAT,
-    OUTER,
-    Dims,
-    Origin,
-    Part,
-    Value,
-    contracted,
-)
+from p2t_jax._vectors.origins import Dims, Fact, Kind, Origin, Part, Value, contracted
 from p2t_jax._vectors.uses import Uses
 
 Places: TypeAlias = Sequence[Mapping[int, int]]
@@ -34,7 +25,7 @@ _WHY = "it is contracted with several values that depend on the inputs, each alo
 
 def product_of_data(left: Value, right: Value) -> dict[int, Origin]:
     """What is known of the product, element by element, of two values that depend on the inputs."""
-    one, other = (_sizes(v.dims_of(FLAT)) for v in (left, right))
+    one, other = (_sizes(v.dims_of(Fact.FLAT)) for v in (left, right))
     pairs = [p for p in _pairs(left) if any(side.keys() <= other.keys() for side in p)]
     pairs += [p for p in _pairs(right) if any(side.keys() <= one.keys() for side in p)]
     pairs.append(
@@ -43,10 +34,10 @@ def product_of_data(left: Value, right: Value) -> dict[int, Origin]:
             {i: n for i, n in one.items() if i not in other},
         )
     )
-    known = _outer(pairs, max(len(v.dims_of(FLAT)) for v in (left, right)))
+    known = _outer(pairs, max(len(v.dims_of(Fact.FLAT)) for v in (left, right)))
     if one.keys() & other.keys():
-        flat = zip(left.dims_of(FLAT), right.dims_of(FLAT), strict=True)
-        known[FLAT] = Origin(DIRECT, tuple(a and b for a, b in flat))
+        flat = zip(left.dims_of(Fact.FLAT), right.dims_of(Fact.FLAT), strict=True)
+        known[Fact.FLAT] = Origin(Kind.DIRECT, tuple(a and b for a, b in flat))
     return known
 
 
@@ -67,7 +58,7 @@ def check_contraction(
     p: int, origin: Origin, other: Value, pairs: Sequence[tuple[int, int]], uses: Uses
 ) -> None:
     """Refuses a contraction with a product of data along several axes, one for each factor."""
-    outer = other.dims_of(OUTER)
+    outer = other.dims_of(Fact.OUTER)
     if not outer:
         return
     seen: dict[int, set[int]] = {}  # the axes that meet each factor
@@ -91,7 +82,7 @@ def neurons_of(origin: Origin, side: Mapping[int, int], places: Places, rank: in
     for i, j in side.items():
         if j in free:
             dims[j] = tuple(part for part in origin.dims[i] if part.total != 1)
-    return Origin(DIRECT, tuple(dims)) if any(dims) else None
+    return Origin(Kind.DIRECT, tuple(dims)) if any(dims) else None
 
 
 def contract_again(
@@ -134,7 +125,7 @@ def _sizes(dims: Dims) -> dict[int, int]:
 
 
 def _pairs(value: Value) -> Iterator[_Pair]:
-    dims = value.dims_of(OUTER)
+    dims = value.dims_of(Fact.OUTER)
     numbers = {part.axis for parts in dims for part in parts}
     for k in sorted({number // 2 for number in numbers}):
         one, other = (
@@ -155,4 +146,4 @@ def _outer(pairs: Sequence[_Pair], rank: int) -> dict[int, Origin]:
         for side in (0, 1):
             for i, n in pair[side].items():
                 dims[i] = (*dims[i], Part(2 * k + side, 1, n, n))
-    return {OUTER: Origin(DIRECT, tuple(dims))} if any(dims) else {}
+    return {Fact.OUTER: Origin(Kind.DIRECT, tuple(dims))} if any(dims) else {}

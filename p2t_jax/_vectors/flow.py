@@ -1,6 +1,6 @@
 """Follows parameters through a traced program to where they meet what depends on its inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2t_jax._jax_internals import is_literal
@@ -19,42 +19,33 @@ from p2t_jax._vectors.primitives import (
     SUMS_OF_DEVICES,
     has_unknown_parameters,
 )
-from p2t_jax._vectors.uses import Use, Uses
+from p2t_jax._vectors.uses import Uses
 
 
 class Flow:
-    """One walk through a program; `uses` are the uses of its parameters that it finds."""
+    """A walk through a program; what repeats in it is not walked through again."""
 
     def __init__(self) -> None:
-        self.uses = Uses()
-        self._seen: dict[Any, tuple[tuple[Value, ...], frozenset[Use]]] = {}
-        self._alive: list[Any] = []  # keeps ids unique: one may be used again after its object
+        # With the program, since the id of one that is gone may be another's.
+        self._seen: dict[Any, tuple[Any, list[Value], Uses]] = {}
 
-    def run(self, closed: Any, values: Sequence[Value]) -> list[Value]:
-        """What a program makes of values; where it repeats, it is not walked through again."""
-        jaxpr = getattr(closed, "jaxpr", closed)
-        names = list(
-            dict.fromkeys(
-                contracted(p) if is_contracted(p) else p
-                for v in values
-                for p, _ in v.origins
-                if p >= 0 or is_contracted(p)
-            )
-        )
+    def run(self, closed: Any, values: Sequence[Value], uses: Uses) -> list[Value]:
+        """What a program makes of values; the uses of parameters in it are added to `uses`."""
+        numbers = (p for v in values for p, _ in v.origins if p >= 0 or is_contracted(p))
+        names = list(dict.fromkeys(contracted(p) if is_contracted(p) else p for p in numbers))
         local = {p: i for i, p in enumerate(names)}
-        key = (id(closed), tuple(_renamed(v, local) for v in values))
+        renamed = tuple(_renamed(v, local) for v in values)
+        key = id(closed), renamed
         if key not in self._seen:
-            self._alive.append(closed)
-            outer, self.uses = self.uses, Uses()
-            outs = self._walk(jaxpr, _constants(closed), key[1])
-            self._seen[key] = tuple(outs), frozenset(self.uses.found)
-            self.uses = outer
-        outs_, found = self._seen[key]
-        self.uses.found |= {use._replace(parameter=names[use.parameter]) for use in found}
-        back = dict(enumerate(names))
-        return [_renamed(v, back) for v in outs_]
+            found = Uses()
+            self._seen[key] = closed, self._walk(closed, renamed, found), found
+        _, outs, found = self._seen[key]
+        uses.update(use._replace(parameter=names[use.parameter]) for use in found)
+        return [_renamed(v, dict(enumerate(names))) for v in outs]
 
-    def _walk(self, jaxpr: Any, constants: Sequence[Value], values: Sequence[Value]) -> list[Value]:
+    def _walk(self, closed: Any, values: Sequence[Value], uses: Uses) -> list[Value]:
+        jaxpr = getattr(closed, "jaxpr", closed)
+        constants = map(constant, getattr(closed, "consts", ()))
         known: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
         known.update(zip(jaxpr.invars, values, strict=True))
 
@@ -62,44 +53,44 @@ class Flow:
             return constant(var.val) if is_literal(var) else known[var]
 
         for eqn in jaxpr.eqns:
-            outs = self._apply(eqn, [read(var) for var in eqn.invars])
+            outs = self._apply(eqn, [read(var) for var in eqn.invars], uses)
             known.update(zip(eqn.outvars, outs, strict=True))
         return [read(var) for var in jaxpr.outvars]
 
-    def _apply(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _apply(self, eqn: Any, ins: list[Value], uses: Uses) -> list[Value]:
         name, outs = eqn.primitive.name, len(eqn.outvars)
         if name.startswith(NOISE):
             return [CONSTANT] * outs  # Noise is not an input.
         if name not in _LOOKED_INTO and not any(v.origins for v in ins):
             return [DATA if any(v.depends for v in ins) else CONSTANT] * outs
         try:
-            known = self._known(name, eqn, ins)
+            known = self._known(name, eqn, ins, uses)
         except (AttributeError, KeyError):  # Another version of JAX may describe it differently.
             known = None
         if known is not None:
             return known
         may_sum = name in _MAY_SUM or name.startswith(("cumsum", "reduce_window"))
-        return meaning.swallowed(name, ins, outs, self.uses, may_sum=may_sum)
+        return meaning.swallowed(name, ins, outs, uses, may_sum=may_sum)
 
-    def _known(self, name: str, eqn: Any, ins: list[Value]) -> list[Value] | None:
+    def _known(self, name: str, eqn: Any, ins: list[Value], uses: Uses) -> list[Value] | None:
         if has_unknown_parameters(name, eqn.params):
             return None
         if name in CALLS:
             (program,) = (eqn.params[key] for key in PROGRAMMES if key in eqn.params)
-            return self.run(program, ins)
+            return self.run(program, ins, uses)
         if name in CONTROL:
-            return CONTROL[name](self, eqn, ins)
+            return CONTROL[name](self.run, eqn, ins, uses)
         if name in RULES:
-            found = RULES[name](eqn, ins, self.uses)
+            found = RULES[name](eqn, ins, uses)
             return None if found is None else [found]
         if name in ELEMENTWISE:
-            return [meaning.elementwise(name, broadcast_ones(eqn, ins), self.uses)]
+            return [meaning.elementwise(name, broadcast_ones(eqn, ins), uses)]
         if name in REDUCTIONS:
-            return [sums.reduced(name, ins[0], eqn.params["axes"], self.uses)]
+            return [sums.reduced(name, ins[0], eqn.params["axes"], uses)]
         if name in SUMS_OF_DEVICES:
-            return [meaning.across_devices(name, value, self.uses) for value in ins]
+            return [meaning.across_devices(name, value, uses) for value in ins]
         if name in COLLECTIVES:
-            return [meaning.elementwise(name, [value], self.uses) for value in ins]
+            return [meaning.elementwise(name, [value], uses) for value in ins]
         return ins if name in IDENTITY else None
 
 
@@ -109,18 +100,10 @@ _MAY_SUM = {*CALLS, *CONTROL, *RULES, *REDUCTIONS}
 _LOOKED_INTO = {*CALLS, *CONTROL, *RULES, "eq"}
 
 
-def _renamed(value: Value, names: dict[int, int]) -> Value:
-    if not value.origins:
-        return value
-
+def _renamed(value: Value, names: Mapping[int, int]) -> Value:
     def new(p: int) -> int:
         if is_contracted(p):
             return contracted(names[contracted(p)])
         return names[p] if p >= 0 else p
 
-    renamed = ((new(p), origin) for p, origin in value.origins)
-    return value._replace(origins=tuple(sorted(renamed)))
-
-
-def _constants(closed: Any) -> list[Value]:
-    return [constant(const) for const in getattr(closed, "consts", ())]
+    return Value.of(value.depends, {new(p): origin for p, origin in value.origins})

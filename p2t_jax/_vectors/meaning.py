@@ -11,25 +11,12 @@ from typing import Any
 
 from p2t_jax._vectors import bilinear, together
 from p2t_jax._vectors.origins import (
-    ACCUMULATED,
-    CHOSEN,
-    CONDITIONAL,
     CONSTANT,
     DATA,
-    DIRECT,
-    FLAT,
-    GAIN,
-    IOTA,
-    JOINED,
-    LOOKED_UP,
-    MIXED,
-    ONE_HOT,
-    OUTER,
-    PRODUCT,
-    SUMMED,
-    TRUTH,
-    ZERO,
+    ELEMENTS,
     Dims,
+    Fact,
+    Kind,
     Origin,
     Part,
     Slice,
@@ -45,33 +32,32 @@ _SCALING = {
     *("mul", "div", "neg", "convert_element_type", "reduce_precision", "copy", "real", "select_n"),
 }
 _ADDING = {"add", "sub", "add_any", "select_n"}
+# What a parameter is after operations with data that do not decide what it is used for.
+_BESIDE_DATA = {"mul": Kind.PRODUCT, "div": Kind.PRODUCT, "select_n": Kind.JOINED}
 
 
 def elementwise(name: str, ins: Sequence[Value], uses: Uses) -> Value:
     """All operations on the elements of operands of equal shapes."""
-    if name == "eq" and any(v.dims_of(IOTA) for v in ins):
+    if name == "eq" and any(v.dims_of(Fact.IOTA) for v in ins):
         return _one_hot(ins)
-    if not any(v.origins for v in ins):
-        return DATA if any(v.depends for v in ins) else CONSTANT
     if not any(v.depends for v in ins):
         return _of_parameters(name, ins)
-    others = sum(v.depends for v in ins) > 1
     out = _of_data(name, ins)
     for value in ins:
-        if not value.depends:
-            for p, origin in value.parameters:
-                if origin.kind == MIXED:
-                    uses.indirect(p, origin.why)
-                elif name in ("mul", "div"):
-                    out[p] = origin._replace(kind=PRODUCT)
-                elif name == "select_n":
-                    out[p] = origin._replace(kind=JOINED)
-                else:
-                    uses.elementwise(p, origin)
-            continue
         for p, origin in value.parameters:
-            _conditional(name, p, origin, value, ins, others, uses, out)
-    return Value(True, tuple(sorted(out.items())))
+            if value.depends:
+                new = _kept_waiting(name, p, value, ins, out.get(p), uses)
+            elif origin.kind == Kind.MIXED:
+                uses.indirect(p, origin.why)
+                continue
+            else:
+                kind = _BESIDE_DATA.get(name)
+                new = origin._replace(kind=kind) if kind else None
+            if new:
+                out[p] = new
+            else:
+                uses.elementwise(p, origin)
+    return Value.of(True, out)
 
 
 def _of_data(name: str, ins: Sequence[Value]) -> dict[int, Origin]:
@@ -79,18 +65,18 @@ def _of_data(name: str, ins: Sequence[Value]) -> dict[int, Origin]:
     data = [v for v in ins if v.depends]
     out = _neurons(name, ins, data)
     if len(ins) == 1 and name != "neg":
-        out |= _kept(ins[0], FLAT, TRUTH)
+        out |= _kept(ins[0], Fact.FLAT, Fact.TRUTH)
     if name == "select_n":
-        hot = {v.dims_of(ONE_HOT) for v in ins if not _is_zero(v)}
+        hot = {v.dims_of(Fact.ONE_HOT) for v in ins if Fact.ZERO not in dict(v.origins)}
         if len(hot) == 1:
-            out |= _kept(data[0], ONE_HOT)
+            out |= _kept(data[0], Fact.ONE_HOT)
     elif name in _SCALING and len(data) == 1 and (name != "div" or data[0] is ins[0]):
-        out |= _kept(data[0], ONE_HOT, OUTER)
+        out |= _kept(data[0], Fact.ONE_HOT, Fact.OUTER)
     elif name == "mul":
         out |= bilinear.product_of_data(*data)
         for one, other in (data, data[::-1]):
-            if other.dims_of(TRUTH) or other.dims_of(ONE_HOT):
-                out |= _kept(one, ONE_HOT, OUTER)
+            if other.dims_of(Fact.TRUTH) or other.dims_of(Fact.ONE_HOT):
+                out |= _kept(one, Fact.ONE_HOT, Fact.OUTER)
     return out
 
 
@@ -103,59 +89,52 @@ def _neurons(name: str, ins: Sequence[Value], data: Sequence[Value]) -> dict[int
     return together.neurons(data) if name in _SCALING else {}
 
 
-def _is_zero(value: Value) -> bool:
-    return any(p == ZERO for p, _ in value.origins)
-
-
 def _kept(value: Value, *pseudo: int) -> dict[int, Origin]:
     return {p: origin for p, origin in value.origins if p in pseudo}
 
 
-def _conditional(
-    name: str,
-    p: int,
-    origin: Origin,
-    value: Value,
-    ins: Sequence[Value],
-    others: bool,
-    uses: Uses,
-    out: dict[int, Origin],
-) -> None:
-    """What an elementwise operation does to a value that waits for what it is used for."""
-    terms = [o for v in ins if v is not value for q, o in v.origins if q == p]
-    if name in ("add", "sub", "add_any") and origin.kind in (PRODUCT, SUMMED, ACCUMULATED):
-        if origin.kind == ACCUMULATED:
-            out[p] = origin
-        elif origin.slices and any(o.slices and o.slices != origin.slices for o in terms):
+def _kept_waiting(
+    name: str, p: int, value: Value, ins: Sequence[Value], made: Origin | None, uses: Uses
+) -> Origin | None:
+    """What waits in a value for what it is used for, if it still waits in what is made of it.
+
+    `made` is what is known so far of that.
+    """
+    origin = dict(value.origins)[p]
+    others = [v for v in ins if v is not value]
+    if name in ("add", "sub", "add_any") and origin.kind in (
+        Kind.PRODUCT,
+        Kind.SUMMED,
+        Kind.ACCUMULATED,
+    ):
+        terms = [o for v in others for q, o in v.origins if q == p]
+        if origin.kind == Kind.ACCUMULATED:
+            return origin
+        if origin.slices and any(o.slices and o.slices != origin.slices for o in terms):
             uses.accumulated(p)
-            out[p] = origin._replace(kind=ACCUMULATED)
-        elif p in out:
-            pass  # The other operand has been seen to accumulate.
-        elif origin.slices:  # The other slices may come.
-            out[p] = origin._replace(kind=SUMMED)
-        elif any(v.depends or v.origins for v in ins if v is not value):
-            uses.elementwise(p, origin)
-        else:
-            out[p] = origin
-    elif name == "select_n" and origin.kind == CHOSEN:
-        out[p] = together.summed(out.get(p), origin)
-    elif name in _SCALING and origin.kind != SUMMED and (origin.kind == PRODUCT or not others):
-        out[p] = origin
-    else:
-        uses.elementwise(p, origin)
+            return origin._replace(kind=Kind.ACCUMULATED)
+        if made:  # The other operand has been seen to accumulate.
+            return made
+        if origin.slices:  # The other slices may come.
+            return origin._replace(kind=Kind.SUMMED)
+        return None if any(v.depends or v.origins for v in others) else origin
+    if name == "select_n" and origin.kind == Kind.CHOSEN:
+        return together.summed(made, origin)
+    alone = origin.kind == Kind.PRODUCT or sum(v.depends for v in ins) == 1
+    return origin if name in _SCALING and origin.kind != Kind.SUMMED and alone else None
 
 
 def _one_hot(ins: Sequence[Value]) -> Value:
     """Numbers compared with 0 to n - 1: if they do not vary along those, one of them is equal."""
     if not any(v.depends for v in ins):
         return CONSTANT
-    (counted,) = [v for v in ins if v.dims_of(IOTA)][:1]
+    (counted,) = [v for v in ins if v.dims_of(Fact.IOTA)][:1]
     (numbers,) = [v for v in ins if v is not counted][:1] or [CONSTANT]
-    along = [i for i, parts in enumerate(counted.dims_of(IOTA)) if parts]
-    flat = numbers.dims_of(FLAT)
+    along = [i for i, parts in enumerate(counted.dims_of(Fact.IOTA)) if parts]
+    flat = numbers.dims_of(Fact.FLAT)
     if not all(flat and flat[i] for i in along):
         return DATA
-    return Value(True, ((ONE_HOT, Origin(DIRECT, counted.dims_of(IOTA))),))
+    return Value(True, ((Fact.ONE_HOT, Origin(Kind.DIRECT, counted.dims_of(Fact.IOTA))),))
 
 
 def _of_parameters(name: str, ins: Sequence[Value], meet: Any = together.summed) -> Value:
@@ -163,20 +142,20 @@ def _of_parameters(name: str, ins: Sequence[Value], meet: Any = together.summed)
     out: dict[int, Origin] = {}
     for value in ins:
         for p, origin in value.origins:
-            if p < 0:
-                if name in _SCALING and len(ins) == 1:
-                    out[p] = origin
-                continue
-            out[p] = meet(out.get(p), origin)
-    covered = [
-        {i for i, parts in enumerate(o.dims) if parts} for p, o in out.items() if o.kind != MIXED
-    ]
-    widest = set().union(*covered)
+            if p >= 0:
+                out[p] = meet(out.get(p), origin)
+            elif name in _SCALING and len(ins) == 1:
+                out[p] = origin
+    covered = {
+        p: {i for i, parts in enumerate(o.dims) if parts}
+        for p, o in out.items()
+        if o.kind != Kind.MIXED
+    }
+    widest = set().union(*covered.values())
     for p, origin in out.items():
-        mine = {i for i, parts in enumerate(origin.dims) if parts}
-        if origin.kind == DIRECT and mine != widest:
-            out[p] = origin._replace(kind=GAIN)
-    return Value(False, tuple(sorted(out.items())))
+        if origin.kind == Kind.DIRECT and covered[p] != widest:
+            out[p] = origin._replace(kind=Kind.GAIN)
+    return Value.of(False, out)
 
 
 def select(ins: Sequence[Value], uses: Uses, *, whole: bool) -> Value:
@@ -185,29 +164,32 @@ def select(ins: Sequence[Value], uses: Uses, *, whole: bool) -> Value:
     `whole` tells that it says so for all elements at once.
     """
     which, *cases = ins
-    for p, origin in which.parameters:
-        if which.depends or any(v.depends for v in cases):
-            _end_one(p, origin, which.depends, uses)
-    if not which.depends or any(v.depends for v in cases):
+    depends = any(v.depends for v in cases)
+    for p, origin in which.parameters if which.depends or depends else ():
+        if origin.waits or (origin.kind == Kind.DIRECT and which.depends):
+            uses.elementwise(p, origin)
+        else:
+            uses.indirect(p, origin.why or "it decides between other values")
+    if not which.depends or depends:
         return elementwise("select_n", cases, uses)
     meet = together.either if whole else together.summed
-    chosen = _of_parameters("select_n", cases, meet)
-    for p, origin in chosen.parameters:
-        if origin.kind == MIXED:
+    return _waiting(_of_parameters("select_n", cases, meet), Kind.CHOSEN, uses)
+
+
+def looked_up(value: Value, depends: bool, uses: Uses) -> Value:
+    """What indices take out of a value; `depends`: on the inputs."""
+    return _waiting(value, Kind.LOOKED_UP, uses) if depends else value
+
+
+def _waiting(value: Value, kind: Kind, uses: Uses) -> Value:
+    """A value in which inputs decide what parameters are: what it is used for matters."""
+    out: dict[int, Origin] = {}
+    for p, origin in value.parameters:
+        if origin.kind == Kind.MIXED:
             uses.indirect(p, origin.why)
-    waiting = [(p, _waiting(o, CHOSEN)) for p, o in chosen.parameters if o.kind != MIXED]
-    return Value(True, tuple(waiting))
-
-
-def _waiting(origin: Origin, kind: str) -> Origin:
-    return origin._replace(kind=kind) if origin.kind in (DIRECT, GAIN) else origin
-
-
-def _end_one(p: int, origin: Origin, depends: bool, uses: Uses) -> None:
-    if origin.kind in CONDITIONAL or (origin.kind == DIRECT and depends):
-        uses.elementwise(p, origin)
-    else:
-        uses.indirect(p, origin.why or "it decides between other values")
+        else:
+            out[p] = origin._replace(kind=kind) if origin.kind in ELEMENTS else origin
+    return Value.of(True, out)
 
 
 def swallowed(
@@ -221,19 +203,19 @@ def swallowed(
     out: dict[int, Origin] = {}
     for value in ins:
         for p, origin in value.parameters:
-            if origin.kind in (PRODUCT, SUMMED) and may_sum:
+            if origin.kind in (Kind.PRODUCT, Kind.SUMMED) and may_sum:
                 uses.unclear(p, "it is multiplied elementwise, and the products are summed")
-            elif origin.kind in CONDITIONAL and value.depends:
+            elif origin.waits and value.depends:
                 uses.elementwise(p, origin)
-            elif depends and origin.kind in (DIRECT, GAIN):
+            elif depends and origin.kind in ELEMENTS:
                 uses.unclear(p, f"it goes into {name}, an operation that is not known")
             else:
-                lost = origin if origin.kind == MIXED else mixed(f"it goes through {name}")
+                lost = origin if origin.kind == Kind.MIXED else mixed(f"it goes through {name}")
                 if depends:
                     uses.indirect(p, lost.why)
                 else:
                     out[p] = lost
-    return [Value(depends, tuple(sorted(out.items())))] * outs
+    return [Value.of(depends, out)] * outs
 
 
 def sliced(value: Value, sizes: Sequence[int], full: Sequence[int], where: str) -> Value:
@@ -243,17 +225,15 @@ def sliced(value: Value, sizes: Sequence[int], full: Sequence[int], where: str) 
         return value
 
     def one(p: int, origin: Origin) -> Origin:
-        if origin.kind == MIXED or not any(origin.dims[i] for i in partial):
+        if origin.kind == Kind.MIXED or not any(origin.dims[i] for i in partial):
             return origin
-        if p == ONE_HOT:  # It has one 1, or none.
+        if p == Fact.ONE_HOT:  # It has one 1, or none.
             return origin.mapped(lambda dims: _shortened(dims, partial))
-        axes = tuple(sorted({part.axis for i in partial for part in origin.dims[i]}))
-        cut_ = origin.mapped(
-            lambda dims: tuple(cut(d) if i in partial else d for i, d in enumerate(dims))
-        )
-        return cut_._replace(slices=(*origin.slices, Slice(where, axes)))
+        dims = tuple(cut(d) if i in partial else d for i, d in enumerate(origin.dims))
+        slices = *origin.slices, Slice(where, origin.axes(partial))
+        return origin._replace(dims=dims, slices=slices)
 
-    kept = [(p, o) for p, o in value.origins if p >= 0 or p == ONE_HOT or is_contracted(p)]
+    kept = [(p, o) for p, o in value.origins if p >= 0 or p == Fact.ONE_HOT or is_contracted(p)]
     return value._replace(origins=tuple((p, one(p, o)) for p, o in kept))
 
 
@@ -266,14 +246,12 @@ def _shortened(dims: Dims, sizes: Mapping[int, int]) -> Dims:
 
 def reordered(value: Value, dimensions: Sequence[int]) -> Value:
     """A value whose order along some dimensions is another one."""
-
-    def one(origin: Origin) -> Origin:
-        axes = tuple(sorted({part.axis for i in dimensions for part in origin.dims[i]}))
-        put = Slice(f"reordered along {tuple(dimensions)}", axes)
-        return origin._replace(slices=(*origin.slices, put)) if axes else origin
-
-    changed = ((p, one(o) if p >= 0 and o.kind != MIXED else o) for p, o in value.origins)
-    return value._replace(origins=tuple(changed))
+    out = dict(value.origins)
+    for p, origin in value.parameters:
+        if origin.kind != Kind.MIXED and (axes := origin.axes(dimensions)):
+            put = Slice(f"reordered along {tuple(dimensions)}", axes)
+            out[p] = origin._replace(slices=(*origin.slices, put))
+    return Value.of(value.depends, out)
 
 
 def across_devices(name: str, value: Value, uses: Uses) -> Value:
@@ -281,21 +259,10 @@ def across_devices(name: str, value: Value, uses: Uses) -> Value:
     out = together.neurons([value]) if name.startswith("psum") else {}
     for p, origin in value.parameters:
         if not value.depends:
-            follows = origin.kind != MIXED and any(origin.dims)
+            follows = origin.kind != Kind.MIXED and any(origin.dims)
             out[p] = mixed("it is combined across devices") if follows else origin
-        elif origin.kind in (PRODUCT, SUMMED):
+        elif origin.kind in (Kind.PRODUCT, Kind.SUMMED):
             uses.unclear(p, "it is multiplied elementwise, and combined across devices")
         else:
             uses.elementwise(p, origin)
-    return Value(value.depends, tuple(sorted(out.items())))
-
-
-def looked_up(value: Value, depends: bool, uses: Uses) -> Value:
-    """What indices take out of a value; `depends`: on the inputs."""
-    if not depends:
-        return value
-    for p, origin in value.parameters:
-        if origin.kind == MIXED:
-            uses.indirect(p, origin.why)
-    taken = [(p, _waiting(o, LOOKED_UP)) for p, o in value.parameters if o.kind != MIXED]
-    return Value(True, tuple(taken))
+    return Value.of(value.depends, out)

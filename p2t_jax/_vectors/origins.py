@@ -6,8 +6,9 @@ n into parts (its index is `stride * i + j`) and merges them again; the axis is 
 its parts are.
 """
 
+import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 
@@ -39,25 +40,31 @@ class Slice(NamedTuple):
     at: tuple[tuple[int, int], ...] = ()
 
 
-# How a value is made of a parameter. These depend on the parameters alone:
-DIRECT = "direct"  # element by element
-GAIN = "gain"  # element by element, but broadcast along axes that another parameter has
-MIXED = "mixed"  # in a way that does not follow its axes
-# and these on the inputs, too; what it is used for decides:
-PRODUCT = "product"  # multiplied by something
-SUMMED = "summed"  # a slice of it, multiplied by something, as one term of a sum
-ACCUMULATED = "accumulated"  # several slices of it, multiplied by something, summed
-LOOKED_UP = "looked up"  # some of its rows
-CHOSEN = "chosen"  # it or another, as a condition says
-JOINED = "joined"  # next to something
-CONDITIONAL = (PRODUCT, SUMMED, ACCUMULATED, LOOKED_UP, CHOSEN, JOINED)
+class Kind(enum.StrEnum):
+    """How a value is made of a parameter."""
+
+    # These depend on the parameters alone:
+    DIRECT = "direct"  # element by element
+    GAIN = "gain"  # element by element, but broadcast along axes that another parameter has
+    MIXED = "mixed"  # in a way that does not follow its axes
+    # and these on the inputs, too; what it is used for decides:
+    PRODUCT = "product"  # multiplied by something
+    SUMMED = "summed"  # a slice of it, multiplied by something, as one term of a sum
+    ACCUMULATED = "accumulated"  # several slices of it, multiplied by something, summed
+    LOOKED_UP = "looked up"  # some of its rows
+    CHOSEN = "chosen"  # it or another, as a condition says
+    JOINED = "joined"  # next to something
+
+
+# Not yet used as far as is known: they wait for what comes next.
+ELEMENTS = (Kind.DIRECT, Kind.GAIN)
 
 
 class Origin(NamedTuple):
     """How a value is made of one parameter.
 
     Attributes:
-        kind: one of the words above.
+        kind: how.
         dims: for each dimension, the parts of the parameter's axes that it is made of.
         slices: which slices of the parameter it is, where it is not all of it.
         why: for MIXED, what it went through.
@@ -65,7 +72,7 @@ class Origin(NamedTuple):
             parameter that it scales or shifts keeps its axes.
     """
 
-    kind: str
+    kind: Kind
     dims: Dims
     slices: tuple[Slice, ...] = ()
     why: str = ""
@@ -73,28 +80,52 @@ class Origin(NamedTuple):
 
     def mapped(self, change: Callable[[Dims], Dims]) -> "Origin":
         """The origin with other dimensions."""
-        return self if self.kind == MIXED else self._replace(dims=change(self.dims))
+        return self if self.kind == Kind.MIXED else self._replace(dims=change(self.dims))
+
+    def axes(self, dimensions: Collection[int]) -> tuple[int, ...]:
+        """The axes that some dimensions are made of, or parts of these."""
+        return tuple(sorted({part.axis for i in dimensions for part in self.dims[i]}))
+
+    @property
+    def waits(self) -> bool:
+        """Whether data are in the value, and what is done with it decides."""
+        return self.kind not in (*ELEMENTS, Kind.MIXED)
+
+
+class Fact(enum.IntEnum):
+    """What else is followed, like the origin in a parameter, whose index is not negative."""
+
+    ZERO = -6  # all of it is 0
+    OUTER = -5  # a product of two values that depend on inputs, along dimensions of their own
+    TRUTH = -4  # each number is 0 or 1
+    FLAT = -3  # numbers that are the same along a dimension
+    IOTA = -2  # numbers 0 to n - 1 along a dimension
+    ONE_HOT = -1  # a 1 and zeros along a dimension
 
 
 class Value(NamedTuple):
     """What is known of a value: whether it depends on the inputs, and its origins by parameter.
 
-    A parameter is its index. Negative numbers stand for what is followed in the same way: numbers
-    0 to n - 1 along a dimension (IOTA), numbers that are the same along one (FLAT), that are a 1
-    and zeros along one (ONE_HOT), that are 0 or 1 (TRUTH) or
-    all 0 (ZERO), and products of two values that depend
-    on the inputs, which each vary along dimensions of their own (OUTER). `contracted(p)` stands for
-    the axes that parameter p has left where it has been contracted.
+    A parameter is its index. Negative numbers stand for each `Fact`, and `contracted(p)` for the
+    axes that parameter p has left where it has been contracted.
     """
 
     depends: bool
     origins: tuple[tuple[int, Origin], ...] = ()
 
+    @classmethod
+    def of(cls, depends: bool, origins: Mapping[int, Origin]) -> "Value":
+        """A value with its origins by number."""
+        return cls(depends, tuple(sorted(origins.items())))
+
+    def each(self, change: Callable[[Origin], Origin]) -> "Value":
+        """The value with other origins, where these follow axes."""
+        changed = ((p, o if o.kind == Kind.MIXED else change(o)) for p, o in self.origins)
+        return self._replace(origins=tuple(changed))
+
     def mapped(self, change: Callable[[Dims], Dims]) -> "Value":
         """The value with other dimensions."""
-        if not self.origins:
-            return self
-        return self._replace(origins=tuple((p, o.mapped(change)) for p, o in self.origins))
+        return self.each(lambda origin: origin.mapped(change))
 
     @property
     def parameters(self) -> list[tuple[int, Origin]]:
@@ -106,12 +137,11 @@ class Value(NamedTuple):
         """The axes that are left of parameters that were contracted: they enumerate neurons."""
         return [(p, o) for p, o in self.origins if is_contracted(p)]
 
-    def dims_of(self, pseudo: int) -> Dims:
-        """The dimensions of IOTA, FLAT, ONE_HOT, TRUTH or OUTER; none where it is not that."""
-        return next((o.dims for p, o in self.origins if p == pseudo), ())
+    def dims_of(self, fact: Fact) -> Dims:
+        """The dimensions of a fact; none where it is not one."""
+        return next((o.dims for p, o in self.origins if p == fact), ())
 
 
-ZERO, OUTER, TRUTH, FLAT, IOTA, ONE_HOT = -6, -5, -4, -3, -2, -1
 CONSTANT, DATA = Value(False), Value(True)
 
 
@@ -127,12 +157,25 @@ def is_contracted(p: int) -> bool:
 
 def mixed(why: str) -> Origin:
     """An origin whose axes are lost."""
-    return Origin(MIXED, (), why=why)
+    return Origin(Kind.MIXED, (), why=why)
 
 
 def parameter(shape: Sequence[int]) -> Origin:
     """A parameter as it is."""
-    return Origin(DIRECT, tuple((Part(a, 1, n, n),) for a, n in enumerate(shape)))
+    return Origin(Kind.DIRECT, tuple((Part(a, 1, n, n),) for a, n in enumerate(shape)))
+
+
+def placed(places: Mapping[int, int], ndim: int, dims: Dims) -> Dims:
+    """Dimensions at their places among `ndim`; those that have none are left out."""
+    out: list[tuple[Part, ...]] = [()] * ndim
+    for i, j in places.items():
+        out[j] = dims[i]
+    return tuple(out)
+
+
+def without(gone: Collection[int], dims: Dims) -> Dims:
+    """Dimensions without some of them."""
+    return tuple(d for i, d in enumerate(dims) if i not in gone)
 
 
 def cut(parts: Sequence[Part]) -> tuple[Part, ...]:

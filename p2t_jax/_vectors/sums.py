@@ -2,58 +2,46 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from p2t_jax._vectors import bilinear
 from p2t_jax._vectors.meaning import elementwise
 from p2t_jax._vectors.origins import (
-    CHOSEN,
-    CONDITIONAL,
-    CONSTANT,
-    DATA,
-    DIRECT,
-    GAIN,
-    LOOKED_UP,
-    MIXED,
-    ONE_HOT,
-    PRODUCT,
-    SUMMED,
+    ELEMENTS,
     Dims,
+    Fact,
+    Kind,
     Origin,
     Part,
     Value,
     contracted,
     mixed,
+    placed,
+    without,
 )
 from p2t_jax._vectors.uses import Uses
 
 
 def reduced(name: str, value: Value, axes: Sequence[int], uses: Uses) -> Value:
     """A reduction over dimensions, which are left out."""
-    keep = [i for i in range(_rank(value)) if i not in axes]
     out: dict[int, Origin] = {}
+    left = value.mapped(functools.partial(without, axes))
     if name == "reduce_sum":
-        left = value.mapped(lambda dims: tuple(dims[i] for i in keep))
         out |= {p: origin for p, origin in left.neurons if any(origin.dims)}
-    for p, origin in value.parameters:
-        if origin.kind == MIXED:
+    for (p, origin), (_, rest) in zip(value.parameters, left.parameters, strict=True):
+        if origin.kind == Kind.MIXED:
             out[p] = origin
             continue
         parts = [part for i in axes for part in origin.dims[i] if part.total != 1]
-        rest = origin._replace(dims=tuple(origin.dims[i] for i in keep))
-        if origin.kind in (DIRECT, GAIN):
+        if origin.kind in ELEMENTS:
             out[p] = rest if not parts else mixed("it is summed or reduced over its axes first")
-        elif not parts and (origin.kind != PRODUCT or name == "reduce_sum"):
+        elif not parts and (origin.kind != Kind.PRODUCT or name == "reduce_sum"):
             out[p] = rest
-        elif origin.kind in (PRODUCT, SUMMED) and name == "reduce_sum" and parts:
+        elif origin.kind in (Kind.PRODUCT, Kind.SUMMED) and name == "reduce_sum" and parts:
             uses.unclear(p, "it is multiplied elementwise, and the products are summed")
         else:
             uses.elementwise(p, origin)
-    return Value(value.depends, tuple(sorted(out.items())))
-
-
-def _rank(value: Value) -> int:
-    return max((len(o.dims) for _, o in value.origins), default=0)
+    return Value.of(value.depends, out)
 
 
 def contraction(
@@ -80,28 +68,26 @@ def contraction(
     rank = len(shapes[2])
     if not contracted_dims:
         return _outer_product(left, right, places, shapes[2], uses)
-    if not left.origins and not right.origins:
-        return DATA if left.depends or right.depends else CONSTANT
     out: dict[int, Origin] = {}
     for number, (value, other) in enumerate(((left, right), (right, left))):
         pairs = contracted_dims if number == 0 else [(b, a) for a, b in contracted_dims]
         out |= _one_side(value, other, pairs, number, places, shapes, uses)
         out |= bilinear.contract_again((left, right), number, pairs, places, rank, uses)
-    return Value(left.depends or right.depends, tuple(sorted(out.items())))
+    return Value.of(left.depends or right.depends, out)
 
 
 def _outer_product(
     left: Value, right: Value, places: bilinear.Places, shape: Sequence[int], uses: Uses
 ) -> Value:
     moved = [
-        value.mapped(functools.partial(_moved, side, len(shape)))
+        value.mapped(functools.partial(placed, side, len(shape)))
         for value, side in zip((left, right), places, strict=True)
     ]
     out = elementwise("mul", moved, uses)
     if not (left.depends and right.depends):
         return out
     known = bilinear.outer_product_of_data(left, right, places, shape)
-    return out._replace(origins=tuple(sorted((dict(out.origins) | known).items())))
+    return Value.of(True, dict(out.origins) | known)
 
 
 def _one_side(
@@ -116,25 +102,25 @@ def _one_side(
     """What a dot product does to the parameters on one side of it."""
     depends = value.depends or other.depends
     side, rank = places[number], len(shapes[2])
-    by_one_hot = _looks_up(other.dims_of(ONE_HOT), pairs, shapes[number])
+    by_one_hot = _looks_up(other.dims_of(Fact.ONE_HOT), pairs, shapes[number])
     out: dict[int, Origin] = {}
     for p, origin in value.parameters:
-        if origin.kind == MIXED:
+        if origin.kind == Kind.MIXED:
             if depends:
                 uses.indirect(p, origin.why)
             else:
                 out[p] = origin
             continue
         parts = [part for i, _ in pairs for part in origin.dims[i]]
-        after = origin.mapped(functools.partial(_moved, side, rank))
+        after = origin.mapped(functools.partial(placed, side, rank))
         if not depends:
             why = "another parameter" if other.parameters else "a constant"
             lost = mixed(f"it first meets {why}, in a dot product")
             out[p] = lost if parts or other.parameters else after
-        elif origin.kind in CONDITIONAL and not (origin.kind == CHOSEN and parts and other.depends):
+        elif origin.waits and not (origin.kind == Kind.CHOSEN and parts and other.depends):
             _contract_waiting(p, origin, parts, other, uses)
         elif by_one_hot:
-            out[p] = after._replace(kind=LOOKED_UP)
+            out[p] = after._replace(kind=Kind.LOOKED_UP)
         else:
             bilinear.check_contraction(p, origin, other, pairs, uses)
             uses.contracted(p, origin, parts)
@@ -152,19 +138,11 @@ def _looks_up(hot: Dims, pairs: Sequence[tuple[int, int]], shape: Sequence[int])
     return any(hot[its] for _, its in pairs if hot) and all(n in (1, m) for n, m in sizes)
 
 
-def _moved(places: Mapping[int, int], rank: int, dims: Dims) -> Dims:
-    """The dimensions of a side at their places in the result."""
-    out: list[tuple[Part, ...]] = [()] * rank
-    for i, j in places.items():
-        out[j] = dims[i]
-    return tuple(out)
-
-
 def _contract_waiting(
     p: int, origin: Origin, parts: Sequence[Part], other: Value, uses: Uses
 ) -> None:
     """A dot product of what waits for what it is used for."""
-    if origin.kind in (PRODUCT, SUMMED):
+    if origin.kind in (Kind.PRODUCT, Kind.SUMMED):
         if parts and not other.depends and not other.parameters:
             uses.unclear(p, "it is multiplied elementwise, and the products are summed")
         elif parts and other.depends and len(parts) < sum(map(len, origin.dims)):
@@ -174,5 +152,9 @@ def _contract_waiting(
     elif not parts or not other.depends:
         uses.elementwise(p, origin)
     else:
-        how = "looked up" if origin.kind == LOOKED_UP else "put beside values that depend on inputs"
+        how = (
+            "looked up"
+            if origin.kind == Kind.LOOKED_UP
+            else "put beside values that depend on inputs"
+        )
         uses.unclear(p, f"it is {how}, and then contracted")

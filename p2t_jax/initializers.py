@@ -13,7 +13,7 @@ import optax
 from p2t_jax import _checks, _leaves
 from p2t_jax._jax_internals import is_traced
 from p2t_jax._leaves import Leaf
-from p2t_jax._vectors import Path, VectorSpec, is_bias
+from p2t_jax._vectors import Path, VectorSpec, is_bias, match_prefix
 
 Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype), as jax.nn.initializers
 
@@ -267,7 +267,7 @@ def reinitialize(
     _leaves.not_empty(params)
     key = _checks.random_key("key", key)
     leaves = _leaves.walk(params, vectors)
-    initializers = _leaves.entries("initializer", initializer, params)
+    initializers = [init for *_, init in match_prefix(initializer, params, "initializer")]
     fan_ins: dict[Path, set[int]] = {}  # of the weights in each layer
     for leaf in leaves:
         if leaf.axes is not None and not is_bias(leaf.path, leaf.array):

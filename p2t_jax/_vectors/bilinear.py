@@ -129,13 +129,8 @@ def _pairs(value: Value) -> Iterator[_Pair]:
     numbers = {part.axis for parts in dims for part in parts}
     for k in sorted({number // 2 for number in numbers}):
         one, other = (
-            {
-                i: part.size
-                for i, parts in enumerate(dims)
-                for part in parts
-                if part.axis == 2 * k + side
-            }
-            for side in (0, 1)
+            {i: part.size for i, parts in enumerate(dims) for part in parts if part.axis == number}
+            for number in (2 * k, 2 * k + 1)
         )
         yield one, other
 

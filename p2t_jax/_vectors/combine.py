@@ -20,17 +20,14 @@ RULES: dict[str, VectorRule] = {
 }
 
 
-def named_rule(name: str) -> VectorRule:
-    """The rule that a string stands for."""
-    if name not in RULES:
-        names = ", ".join(f'"{known}"' for known in RULES)
-        raise ValueError(f"vectors: expected {names}, a rule or a tree of axes, got {name!r}.")
-    return RULES[name]
-
-
-def as_rule(vectors: VectorRule | str | AxesLike) -> VectorRule | AxesLike:
+def as_rule(vectors: Any) -> Any:
     """The rule of a name; anything else unchanged."""
-    return named_rule(vectors) if isinstance(vectors, str) else vectors
+    if not isinstance(vectors, str):
+        return vectors
+    if vectors not in RULES:
+        names = ", ".join(f'"{known}"' for known in RULES)
+        raise ValueError(f"vectors: expected {names}, a rule or a tree of axes, got {vectors!r}.")
+    return RULES[vectors]
 
 
 def named_vectors(
@@ -127,7 +124,7 @@ def stacked(rule: VectorRule | str, axis: int = 0) -> VectorRule:
     """
     if not is_index(axis):
         raise TypeError(f"axis: expected the axis of the stack, an int, got {axis!r}.")
-    return _Stacked(named_rule(rule) if isinstance(rule, str) else rule, axis)
+    return _Stacked(as_rule(rule), axis)
 
 
 @dataclasses.dataclass(frozen=True)

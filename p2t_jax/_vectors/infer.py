@@ -10,7 +10,7 @@ import numpy as np
 from p2t_jax._vectors import origins
 from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
 from p2t_jax._vectors.flow import Flow
-from p2t_jax._vectors.match import FLOATS, VectorSpec, axes_of, pair
+from p2t_jax._vectors.match import FLOATS, VectorSpec, axes_of, match_prefix
 from p2t_jax._vectors.paths import is_box, named_leaves
 from p2t_jax._vectors.uses import Use, Uses
 
@@ -65,7 +65,7 @@ def infer_vectors(
     """
     leaves = named_leaves(params)
     uses = _trace(fn, params, inputs, keywords)
-    fallback = [spec for *_, spec in pair(otherwise, params, "otherwise")]
+    fallback = [spec for *_, spec in match_prefix(otherwise, params, "otherwise")]
     found: list[tuple[int, ...] | None] = []
     unknown = []
     for i, ((path, leaf), spec) in enumerate(zip(leaves, fallback, strict=True)):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
-from p2t_jax._vectors.combine import RULES, NamedVectors, named_rule
+from p2t_jax._vectors.combine import RULES, NamedVectors, as_rule
 from p2t_jax._vectors.paths import (
     Path,
     VectorRule,
@@ -64,7 +64,7 @@ def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None,
     unknown: list[Unknown] = []
     who: dict[str, str] = {}
     paths: dict[Any, list[Path]] = {}
-    for path, leaf, spec in pair(vectors, tree):
+    for path, leaf, spec in match_prefix(vectors, tree):
         if isinstance(spec, NamedVectors):
             paths.setdefault(spec, []).append(path)
         try:
@@ -103,7 +103,7 @@ def _has_gaps(tree: Any) -> bool:
 
 def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     """The axes that a rule, its name, or axes give a leaf."""
-    rule = named_rule(spec) if isinstance(spec, str) else spec
+    rule = as_rule(spec)
     try:
         axes = rule(path, leaf) if callable(rule) else rule
     except UnknownVectorsError:
@@ -122,7 +122,7 @@ def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     return found
 
 
-def pair(
+def match_prefix(
     spec: Any, tree: Any, name: str = "vectors", at: Path = ()
 ) -> Iterator[tuple[Path, Any, Any]]:
     """Yields the path and leaf of every leaf of `tree`, and the entry of a (prefix) tree for it.
@@ -159,4 +159,4 @@ def pair(
                 "structure, not as axes."
             )
         for key, node in nodes:
-            yield from pair(by_name[key_name(key)], node, name, (*at, key_name(key)))
+            yield from match_prefix(by_name[key_name(key)], node, name, (*at, key_name(key)))

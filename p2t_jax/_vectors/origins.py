@@ -240,21 +240,17 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
 
 def _split(before: list[tuple[int, tuple[Part, ...]]], sizes: list[int]) -> list[tuple[Part, ...]]:
     """Shares the parts of some dimensions among dimensions of other sizes."""
-    digits: list[tuple[int, Part | None]] = []
-    exact = True
-    for size, parts in before:
-        if not parts:
-            digits.append((size, None))
-            continue
-        exact &= math.prod(part.size for part in parts) == size and all(p.stride for p in parts)
-        digits += [(part.size, part) for part in parts]
     everything = [part for _, parts in before for part in parts]
-    if len(sizes) == 1:
-        return [tuple(everything)]
-    if not sizes:
-        return []
+    if len(sizes) <= 1:
+        return [tuple(everything) for _ in sizes]
+    sized = all(math.prod(p.size for p in parts) == size for size, parts in before if parts)
+    if not sized or not all(part.stride for part in everything):
+        return [cut(everything)] * len(sizes)
+    digits: list[tuple[int, Part | None]] = []
+    for size, parts in before:
+        digits += [(part.size, part) for part in parts] or [(size, None)]
     found: list[tuple[Part, ...]] = []
-    for size in sizes if exact else []:
+    for size in sizes:
         here: list[Part] = []
         while size > 1 and digits:
             n, part = digits.pop(0)
@@ -268,6 +264,5 @@ def _split(before: list[tuple[int, tuple[Part, ...]]], sizes: list[int]) -> list
                 digits.insert(0, (rest, part and part._replace(size=rest)))
             size //= taken
         found.append(tuple(here))
-    if exact and digits:  # of size 1
-        found[-1] += tuple(part for _, part in digits if part is not None)
-    return found if exact else [cut(everything)] * len(sizes)
+    found[-1] += tuple(part for _, part in digits if part is not None)  # of size 1
+    return found

@@ -46,7 +46,8 @@ def named_leaves(tree: Any) -> list[tuple[Path, Any]]:
         [(('layers', '0', 'kernel'), 1.0)]
     """
     found: list[tuple[Path, Any]] = []
-    for key_path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_special):
+    special = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: _kind(x) is not None)
+    for key_path, node in special:
         at = tuple(map(key_name, key_path))
         if is_box(node):
             for key, child in children(node):
@@ -95,10 +96,6 @@ def unboxed(node: Any) -> Any:
             break
         (node,) = inside
     return node
-
-
-def _is_special(node: Any) -> bool:
-    return _kind(node) is not None
 
 
 def _kind(node: Any) -> str | None:

@@ -26,9 +26,8 @@ _MAYBE_EMBEDDING = re.compile(
     r"emb|(^|_)(tok|token|vocab|word|char|pos|wte|wpe|table|codebook)s?(_|$)"
 )
 _MAYBE_NORM = re.compile(r"norm|^(ln|bn|gn|rms)_?\d*$")
-# Layers whose axes are an argument of their own, so that a kernel of any rank may be of any order.
-_ANY_ORDER = re.compile("einsum")
 _MAYBE_TRANSPOSED = re.compile(r"trans|deconv|upconv|up_conv|conv_?up|tconv|convt")
+_NO_LAYER = "its name and rank fit no layer that the rule knows, or more than one"
 
 
 def flax_vectors(path: Path, leaf: Any) -> AxesLike:
@@ -94,7 +93,7 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
         axes = axes or (_flax_attention(path, shape, module) if rank == 3 else None)
         if axes is not None:
             return axes
-    raise _unknown("flax_vectors", path, leaf)
+    raise UnknownVectorsError("flax_vectors", path, leaf, _NO_LAYER)
 
 
 def _flax_convolution(path: Path, shape: tuple[int, ...], module: str) -> AxesLike:
@@ -193,7 +192,7 @@ def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
         (rank == 3 and "conv" in module) or (rank >= 4 and len(set(shape[2:])) == 1)
     ):
         return _all_but(0, rank)
-    raise _unknown("equinox_vectors", path, leaf)
+    raise UnknownVectorsError("equinox_vectors", path, leaf, _NO_LAYER)
 
 
 def _equinox_layer(path: Path, leaf: Any, layer: Any) -> AxesLike:
@@ -256,7 +255,7 @@ def haiku_vectors(path: Path, leaf: Any) -> AxesLike:
             return _all_but(-2, rank)
         if "conv" in module and "deconv" not in module and _one_size(shape[:-2]):
             return _all_but(-1, rank)
-    raise _unknown("haiku_vectors", path, leaf)
+    raise UnknownVectorsError("haiku_vectors", path, leaf, _NO_LAYER)
 
 
 def _last_names(path: Path) -> tuple[str, str]:
@@ -270,8 +269,8 @@ def _all_but(axis: int, rank: int) -> tuple[int, ...]:
 
 
 def _refuse_einsum(rule: str, path: Path, leaf: Any, module: str) -> None:
-    """Stops at a layer whose axes are an argument of its own."""
-    if _ANY_ORDER.search(module):
+    """Stops at a layer whose axes are an argument of its own: they may be of any order."""
+    if "einsum" in module:
         why = "the axes of such a layer are what its equation says, which the name does not tell"
         raise UnknownVectorsError(rule, path, leaf, why)
 
@@ -282,8 +281,3 @@ def _refuse_stack(rule: str, path: Path, leaf: Any) -> None:
         name = rule.removesuffix("_vectors")
         why = f'by its path it may be in a stack of layers; if so, use p2t_jax.stacked("{name}")'
         raise UnknownVectorsError(rule, path, leaf, why)
-
-
-def _unknown(rule: str, path: Path, leaf: Any) -> UnknownVectorsError:
-    why = "its name and rank fit no layer that the rule knows, or more than one"
-    return UnknownVectorsError(rule, path, leaf, why)

@@ -43,10 +43,6 @@ def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None,
     where `tree` has a tuple or list (or nnx `List`), and axes anywhere else. A node of `tree`
     without leaves (`optax.MaskedNode()`, None) fits anything and yields nothing.
 
-    Args:
-        vectors: the spec.
-        tree: parameters, or anything of their structure, shapes and dtypes.
-
     Returns:
         For each of `jax.tree.leaves(tree)` the axes, non-negative and ascending, or None.
 
@@ -127,11 +123,8 @@ def match_prefix(
 ) -> Iterator[tuple[Path, Any, Any]]:
     """Yields the path and leaf of every leaf of `tree`, and the entry of a (prefix) tree for it.
 
-    Args:
-        spec: a tree of rules, of axes or of anything else, or one entry for the whole tree.
-        tree: the parameters.
-        name: the argument that `spec` came in, for the error.
-        at: the path of both, for the error.
+    `spec` is a tree of rules, of axes or of anything else, or one entry for the whole tree. `name`
+    is the argument that it came in, and `at` the path of both, for the error.
 
     Raises:
         ValueError: If the trees do not match.

@@ -35,12 +35,6 @@ def named_leaves(tree: Any) -> list[tuple[Path, Any]]:
     `Partitioned` are boxes: they add nothing to the path, so that a tree has the same paths with
     and without them. A parameter whose attribute is called `value` keeps its name.
 
-    Args:
-        tree: parameters, or anything of their structure.
-
-    Returns:
-        Pairs of path and leaf.
-
     Example:
         >>> named_leaves({"layers": [{"kernel": 1.0}]})
         [(('layers', '0', 'kernel'), 1.0)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from p2t_jax._jax_internals import is_literal, is_traced
 from p2t_jax._vectors import meaning, sums, together
+from p2t_jax._vectors.bilinear import Side
 from p2t_jax._vectors.origins import (
     CONSTANT,
     DATA,
@@ -197,16 +198,15 @@ def _contract(
     eqn: Any, ins: list[Value], contracted: Any, gone: Any, batch: Any, uses: Uses
 ) -> Value:
     """A dot product: the result has the batch, then what is left of each side."""
-    shapes = [shape_of(var) for var in (*eqn.invars[:2], eqn.outvars[0])]
-    places: list[dict[int, int]] = []
+    sides = []
     n = len(batch[0])
-    for shape, its, left_out in zip(shapes, batch, gone, strict=False):
-        free = [i for i in range(len(shape)) if i not in (*left_out, *its)]
-        at = {i: j for j, i in enumerate(its)} | {i: n + j for j, i in enumerate(free)}
+    for k in (0, 1):
+        shape = shape_of(eqn.invars[k])
+        free = [i for i in range(len(shape)) if i not in (*gone[k], *batch[k])]
+        at = {i: j for j, i in enumerate(batch[k])} | {i: n + j for j, i in enumerate(free)}
         n += len(free)
-        places.append(at)
-    pairs = list(zip(*contracted, strict=True))
-    return sums.contraction(ins[0], ins[1], pairs, places, shapes, uses)
+        sides.append(Side(ins[k], shape, contracted[k], at))
+    return sums.contraction(sides[0], sides[1], shape_of(eqn.outvars[0]), uses)
 
 
 def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
@@ -217,15 +217,15 @@ def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
             uses.unclear(p, "it is the input of a convolution, with a kernel that depends on data")
     if kernel.depends and not image.depends:
         image = CONSTANT
-    pairs = list(zip(numbers.lhs_spec[1:], numbers.rhs_spec[1:], strict=True))
-    places = [
-        {numbers.lhs_spec[0]: numbers.out_spec[0]},
-        {numbers.rhs_spec[0]: numbers.out_spec[1]},
-    ]
-    if eqn.params["batch_group_count"] > 1:
-        places[0] = {}
-    shapes = [shape_of(var) for var in (*eqn.invars, *eqn.outvars)]
-    return sums.contraction(image, kernel, pairs, places, shapes, uses)
+    (batch, *of_image), (neurons, *of_kernel) = numbers.lhs_spec, numbers.rhs_spec
+    rows = {batch: numbers.out_spec[0]} if eqn.params["batch_group_count"] == 1 else {}
+    left, right = map(shape_of, eqn.invars)
+    return sums.contraction(
+        Side(image, left, of_image, rows),
+        Side(kernel, right, of_kernel, {neurons: numbers.out_spec[1]}),
+        shape_of(eqn.outvars[0]),
+        uses,
+    )
 
 
 def resized(value: Value, old: Sequence[int], new: Sequence[int]) -> Value:

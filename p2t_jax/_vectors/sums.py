@@ -5,10 +5,10 @@ import math
 from collections.abc import Sequence
 
 from p2t_jax._vectors import bilinear
+from p2t_jax._vectors.bilinear import Side
 from p2t_jax._vectors.meaning import elementwise
 from p2t_jax._vectors.origins import (
     ELEMENTS,
-    Dims,
     Fact,
     Kind,
     Origin,
@@ -44,98 +44,68 @@ def reduced(name: str, value: Value, axes: Sequence[int], uses: Uses) -> Value:
     return Value.of(value.depends, out)
 
 
-def contraction(
-    left: Value,
-    right: Value,
-    contracted_dims: Sequence[tuple[int, int]],
-    places: bilinear.Places,
-    shapes: Sequence[Sequence[int]],
-    uses: Uses,
-) -> Value:
-    """A dot product: sums over pairs of dimensions, one of each side.
-
-    Args:
-        left: one side.
-        right: the other side.
-        contracted_dims: the pairs of dimensions, of the left and of the right side.
-        places: for each side, the dimension of the result where each of its other dimensions goes.
-        shapes: of the left side, of the right side, and of the result.
-        uses: the record of what becomes of parameters.
-
-    Returns:
-        The result.
-    """
-    rank = len(shapes[2])
-    if not contracted_dims:
-        return _outer_product(left, right, places, shapes[2], uses)
+def contraction(left: Side, right: Side, shape: Sequence[int], uses: Uses) -> Value:
+    """A dot product, of this shape: sums over pairs of dimensions, one of each side."""
+    if not left.summed:
+        return _outer_product(left, right, shape, uses)
     out: dict[int, Origin] = {}
-    for number, (value, other) in enumerate(((left, right), (right, left))):
-        pairs = contracted_dims if number == 0 else [(b, a) for a, b in contracted_dims]
-        out |= _one_side(value, other, pairs, number, places, shapes, uses)
-        out |= bilinear.contract_again((left, right), number, pairs, places, rank, uses)
-    return Value.of(left.depends or right.depends, out)
+    for side, other in ((left, right), (right, left)):
+        out |= _one_side(side, other, len(shape), uses)
+        out |= bilinear.contract_again(side, other, len(shape), uses)
+    return Value.of(left.value.depends or right.value.depends, out)
 
 
-def _outer_product(
-    left: Value, right: Value, places: bilinear.Places, shape: Sequence[int], uses: Uses
-) -> Value:
+def _outer_product(left: Side, right: Side, shape: Sequence[int], uses: Uses) -> Value:
     moved = [
-        value.mapped(functools.partial(placed, side, len(shape)))
-        for value, side in zip((left, right), places, strict=True)
+        side.value.mapped(functools.partial(placed, side.places, len(shape)))
+        for side in (left, right)
     ]
     out = elementwise("mul", moved, uses)
-    if not (left.depends and right.depends):
+    if not (left.value.depends and right.value.depends):
         return out
-    known = bilinear.outer_product_of_data(left, right, places, shape)
-    return Value.of(True, dict(out.origins) | known)
+    return Value.of(True, dict(out.origins) | bilinear.outer_product_of_data(left, right, shape))
 
 
-def _one_side(
-    value: Value,
-    other: Value,
-    pairs: Sequence[tuple[int, int]],
-    number: int,
-    places: bilinear.Places,
-    shapes: Sequence[Sequence[int]],
-    uses: Uses,
-) -> dict[int, Origin]:
+def _one_side(side: Side, other: Side, ndim: int, uses: Uses) -> dict[int, Origin]:
     """What a dot product does to the parameters on one side of it."""
-    depends = value.depends or other.depends
-    side, rank = places[number], len(shapes[2])
-    by_one_hot = _looks_up(other.dims_of(Fact.ONE_HOT), pairs, shapes[number])
+    depends = side.value.depends or other.value.depends
+    by_one_hot = _looks_up(side, other)
     out: dict[int, Origin] = {}
-    for p, origin in value.parameters:
+    for p, origin in side.value.parameters:
         if origin.kind == Kind.MIXED:
             if depends:
                 uses.indirect(p, origin.why)
             else:
                 out[p] = origin
             continue
-        parts = [part for i, _ in pairs for part in origin.dims[i]]
-        after = origin.mapped(functools.partial(placed, side, rank))
+        parts = [part for i in side.summed for part in origin.dims[i]]
+        after = origin.mapped(functools.partial(placed, side.places, ndim))
         if not depends:
-            why = "another parameter" if other.parameters else "a constant"
+            why = "another parameter" if other.value.parameters else "a constant"
             lost = mixed(f"it first meets {why}, in a dot product")
-            out[p] = lost if parts or other.parameters else after
-        elif origin.waits and not (origin.kind == Kind.CHOSEN and parts and other.depends):
-            _contract_waiting(p, origin, parts, other, uses)
+            out[p] = lost if parts or other.value.parameters else after
+        elif origin.waits and not (origin.kind == Kind.CHOSEN and parts and other.value.depends):
+            _contract_waiting(p, origin, parts, other.value, uses)
         elif by_one_hot:
             out[p] = after._replace(kind=Kind.LOOKED_UP)
         else:
-            bilinear.check_contraction(p, origin, other, pairs, uses)
+            bilinear.check_contraction(p, origin, side, other, uses)
             uses.contracted(p, origin, parts)
-            rest = bilinear.neurons_of(origin, side, places, rank)
+            rest = bilinear.neurons_of(origin, side, other, ndim)
             out |= {contracted(p): rest} if rest else {}
     return out
 
 
-def _looks_up(hot: Dims, pairs: Sequence[tuple[int, int]], shape: Sequence[int]) -> bool:
+def _looks_up(side: Side, other: Side) -> bool:
     """Whether a dot product takes one of all that it could sum: with a one-hot encoding.
 
     The other dimensions that it sums over must have size 1.
     """
-    sizes = [(shape[mine], math.prod(p.size for p in hot[its])) for mine, its in pairs if hot]
-    return any(hot[its] for _, its in pairs if hot) and all(n in (1, m) for n, m in sizes)
+    hot = other.value.dims_of(Fact.ONE_HOT)
+    if not any(hot[i] for i in other.summed if hot):
+        return False
+    sizes = (math.prod(part.size for part in hot[i]) for i in other.summed)
+    return all(side.shape[i] in (1, n) for i, n in zip(side.summed, sizes, strict=True))
 
 
 def _contract_waiting(
@@ -152,9 +122,6 @@ def _contract_waiting(
     elif not parts or not other.depends:
         uses.elementwise(p, origin)
     else:
-        how = (
-            "looked up"
-            if origin.kind == Kind.LOOKED_UP
-            else "put beside values that depend on inputs"
-        )
+        beside = "put beside values that depend on inputs"
+        how = "looked up" if origin.kind == Kind.LOOKED_UP else beside
         uses.unclear(p, f"it is {how}, and then contracted")

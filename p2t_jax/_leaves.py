@@ -190,7 +190,7 @@ def in_jax(array: Any) -> jax.Array:
     return jnp.asarray(np.asarray(array) if too_wide(array) else native(array))
 
 
-def bits(one: Any, other: Any) -> tuple[jax.Array, jax.Array]:
+def bit_patterns(one: Any, other: Any) -> tuple[jax.Array, jax.Array]:
     """Integers for the weights of two arrays: equal only if the weights are identical.
 
     Weights are compared in the dtype that both have. Training makes float32 of a float64 NumPy
@@ -294,7 +294,7 @@ def row_axis(shape: Sequence[int], axes: Axes) -> int | None:
     return max(others, key=lambda axis: shape[axis], default=None)
 
 
-def copy(leaf: Any) -> Any:
+def copied(leaf: Any) -> Any:
     """A copy as a JAX array, so that either may be donated; anything else is returned unchanged."""
     is_array = isinstance(leaf, jax.Array | np.ndarray)
     return jnp.array(native(leaf), copy=True) if is_array else leaf

@@ -287,7 +287,7 @@ def reinitialize(
             )
         fan_in = fan_ins.get(leaf.path[:-1], set())
         if not drawn or (is_bias(leaf.path, leaf.array) and not fan_in):
-            new.append(_leaves.copy(leaf.array))
+            new.append(_leaves.copied(leaf.array))
             continue
         try:
             weights = _drawn(jax.random.fold_in(key, i), leaf, init, fan_in)
@@ -353,7 +353,7 @@ def to_grid(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Para
     """
     _leaves.not_empty(params)
     new = [
-        _leaves.copy(leaf.array) if leaf.axes is None else _on_grid(jnp.asarray(leaf.array))
+        _leaves.copied(leaf.array) if leaf.axes is None else _on_grid(jnp.asarray(leaf.array))
         for leaf in _leaves.walk(params, vectors)
     ]
     return jax.tree.unflatten(jax.tree.structure(params), new)

@@ -54,7 +54,7 @@ def permutation_of(
         if leaf.axes is None:
             sources.append(None)
             continue
-        now, before = _leaves.bits(leaf.array, initial)
+        now, before = _leaves.bit_patterns(leaf.array, initial)
         before = _leaves.placed_like(leaf.array, before)
         source = _sources(*(_leaves.to_rows(bits, leaf.axes) for bits in (now, before)))
         if not is_traced(source) and (source < 0).any():

@@ -73,7 +73,7 @@ def prune(
             _random_mask(jax.random.fold_in(key, i), fractions[i], size)
             for i, size in zip(pruned, sizes, strict=True)
         ]
-    new = [_leaves.copy(leaf.array) for leaf in leaves]
+    new = [_leaves.copied(leaf.array) for leaf in leaves]
     for i, mask in zip(pruned, masks, strict=True):
         mask = _leaves.placed_like(leaves[i].array, mask.reshape(new[i].shape))
         new[i] = jnp.where(mask, new[i], 0)

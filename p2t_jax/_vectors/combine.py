@@ -8,26 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from p2t_jax._vectors.paths import AxesLike, Path, VectorRule, is_index, positions
-from p2t_jax._vectors.rules import STACK_MARK, equinox_vectors, flax_vectors, haiku_vectors
+from p2t_jax._vectors.paths import AxesLike, Path, VectorRule, is_index, normalized_axes
+from p2t_jax._vectors.rules import STACK_MARK, as_rule
 
 _Struct: Any = jax.ShapeDtypeStruct  # JAX leaves its constructor untyped.
-
-RULES: dict[str, VectorRule] = {
-    "flax": flax_vectors,
-    "equinox": equinox_vectors,
-    "haiku": haiku_vectors,
-}
-
-
-def as_rule(vectors: Any) -> Any:
-    """The rule of a name; anything else unchanged."""
-    if not isinstance(vectors, str):
-        return vectors
-    if vectors not in RULES:
-        names = ", ".join(f'"{known}"' for known in RULES)
-        raise ValueError(f"vectors: expected {names}, a rule or a tree of axes, got {vectors!r}.")
-    return RULES[vectors]
 
 
 def named_vectors(
@@ -136,12 +120,12 @@ class _Stacked:
 
     def __call__(self, path: Path, leaf: Any) -> AxesLike:
         shape = np.shape(leaf)
-        (stack,) = positions(self.axis, path, leaf, "the stack's axis")
+        (stack,) = normalized_axes(self.axis, path, leaf, "the stack's axis")
         layer = _Struct(shape[:stack] + shape[stack + 1 :], leaf.dtype)
         axes = self.rule(_without_mark(path), layer)
         if axes is None:
             return None
-        return tuple(a + (a >= stack) for a in positions(axes, path, layer))
+        return tuple(a + (a >= stack) for a in normalized_axes(axes, path, layer))
 
 
 def _without_mark(path: Path) -> Path:

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
-from p2t_jax._vectors.combine import RULES, NamedVectors, as_rule
+from p2t_jax._vectors.combine import NamedVectors
 from p2t_jax._vectors.paths import (
     Path,
     VectorRule,
@@ -23,10 +22,12 @@ from p2t_jax._vectors.paths import (
     children,
     key_name,
     named_leaves,
-    positions,
+    normalized_axes,
     show,
     unboxed,
 )
+from p2t_jax._vectors.questions import Unknown, UnknownVectorsError, question
+from p2t_jax._vectors.rules import RULES, as_rule
 
 VectorSpec: TypeAlias = VectorRule | str | Any  # a rule, its name, or a (prefix) tree of axes
 
@@ -108,7 +109,7 @@ def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
         raise
     if axes is None:
         return None
-    found = positions(axes, path, leaf)
+    found = normalized_axes(axes, path, leaf)
     if leaf.dtype.name not in FLOATS:
         raise TypeError(
             f"vectors: axes {axes!r} for {show(path)} of shape {np.shape(leaf)}: expected a "

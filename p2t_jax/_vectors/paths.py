@@ -126,22 +126,22 @@ def is_index(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def positions(axes: Any, path: Path, leaf: Any, what: str = "axes") -> tuple[int, ...]:
+def normalized_axes(axes: Any, path: Path, leaf: Any, what: str = "axes") -> tuple[int, ...]:
     """Checks the axes given for a leaf, and makes them non-negative and ascending."""
-    rank = np.ndim(leaf)
+    ndim = np.ndim(leaf)
     given = f"vectors: {what} {axes!r} for {show(path)} of shape {np.shape(leaf)}"
     axes = tuple(axes) if isinstance(axes, tuple | list | range) else (axes,)
     if not all(map(is_index, axes)):
         raise TypeError(f"{given}: expected an int, a tuple or list of ints, or None.")
     if not axes:
         raise ValueError(f"{given}: expected at least one axis, or None for 'not permuted'.")
-    if not all(-rank <= a < rank for a in axes):
-        expected = f"expected axes from {-rank} to {rank - 1}"
-        raise ValueError(f"{given}: {expected if rank else 'a scalar has none, give it None'}.")
-    positions = tuple(sorted({int(a) % rank for a in axes}))
-    if len(positions) < len(axes):
-        raise ValueError(f"{given}: names an axis twice; expected {positions}.")
-    return positions
+    if not all(-ndim <= a < ndim for a in axes):
+        expected = f"expected axes from {-ndim} to {ndim - 1}"
+        raise ValueError(f"{given}: {expected if ndim else 'a scalar has none, give it None'}.")
+    found = tuple(sorted({int(a) % ndim for a in axes}))
+    if len(found) < len(axes):
+        raise ValueError(f"{given}: names an axis twice; expected {found}.")
+    return found
 
 
 def show(path: Path) -> str:

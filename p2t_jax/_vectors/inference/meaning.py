@@ -9,8 +9,8 @@ that sum over axes, `together` what is put together of several values.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from p2t_jax._vectors import bilinear, together
-from p2t_jax._vectors.origins import (
+from p2t_jax._vectors.inference import bilinear, together
+from p2t_jax._vectors.inference.origins import (
     CONSTANT,
     DATA,
     ELEMENTS,
@@ -25,7 +25,7 @@ from p2t_jax._vectors.origins import (
     is_contracted,
     mixed,
 )
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference.uses import Uses
 
 # Elementwise operations that leave a product a product, and rows that are looked up such rows.
 _SCALING = {

@@ -4,10 +4,10 @@ import functools
 import math
 from collections.abc import Sequence
 
-from p2t_jax._vectors import bilinear
-from p2t_jax._vectors.bilinear import Side
-from p2t_jax._vectors.meaning import elementwise
-from p2t_jax._vectors.origins import (
+from p2t_jax._vectors.inference import bilinear
+from p2t_jax._vectors.inference.bilinear import Side
+from p2t_jax._vectors.inference.meaning import elementwise
+from p2t_jax._vectors.inference.origins import (
     ELEMENTS,
     Fact,
     Kind,
@@ -19,7 +19,7 @@ from p2t_jax._vectors.origins import (
     placed,
     without,
 )
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference.uses import Uses
 
 
 def reduced(name: str, value: Value, axes: Sequence[int], uses: Uses) -> Value:

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from p2t_jax._vectors import meaning, together
-from p2t_jax._vectors.equations import ndim_of, resized, shape_of
-from p2t_jax._vectors.origins import (
+from p2t_jax._vectors.inference import meaning, together
+from p2t_jax._vectors.inference.equations import ndim_of, resized, shape_of
+from p2t_jax._vectors.inference.origins import (
     DATA,
     ELEMENTS,
     Dims,
@@ -17,7 +17,7 @@ from p2t_jax._vectors.origins import (
     mixed,
     without,
 )
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference.uses import Uses
 
 # What a program makes of values, adding the uses in it to a record: `Flow.run`.
 Run: TypeAlias = Callable[[Any, Sequence[Value], Uses], list[Value]]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from p2t_jax._vectors.origins import Kind, Origin, Part, Value, whole_axes
+from p2t_jax._vectors.inference.origins import Kind, Origin, Part, Value, whole_axes
 
 
 class Use(NamedTuple):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2t_jax._jax_internals import is_literal, is_traced
-from p2t_jax._vectors import meaning, sums, together
-from p2t_jax._vectors.bilinear import Side
-from p2t_jax._vectors.origins import (
+from p2t_jax._vectors.inference import meaning, sums, together
+from p2t_jax._vectors.inference.bilinear import Side
+from p2t_jax._vectors.inference.origins import (
     CONSTANT,
     DATA,
     Dims,
@@ -24,7 +24,7 @@ from p2t_jax._vectors.origins import (
     reshaped,
     without,
 )
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference.uses import Uses
 
 
 def constant(const: Any) -> Value:
@@ -151,15 +151,15 @@ def _gather(eqn: Any, ins: list[Value], uses: Uses) -> Value:
         uses.ended(indices)
         return DATA if value.depends or indices.depends else CONSTANT
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    full, rank = shape_of(eqn.invars[0]), ndim_of(eqn.outvars[0])
+    full, ndim = shape_of(eqn.invars[0]), ndim_of(eqn.outvars[0])
     batching = tuple(numbers.operand_batching_dims)
     kept = [i for i in range(len(full)) if i not in (*numbers.collapsed_slice_dims, *batching)]
-    batch = [i for i in range(rank) if i not in numbers.offset_dims]
+    batch = [i for i in range(ndim) if i not in numbers.offset_dims]
     taken = [full[i] if i in batching else size for i, size in enumerate(sizes)]
     part = meaning.sliced(value, taken, full, f"? {id(eqn)}")
 
     def change(dims: Dims) -> Dims:
-        out: list[tuple[Part, ...]] = [()] * rank
+        out: list[tuple[Part, ...]] = [()] * ndim
         for i, j in zip(kept, numbers.offset_dims, strict=True):
             out[j] = dims[i]
         indexed = [p for i in (*numbers.start_index_map, *batching) for p in dims[i]]

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2t_jax._jax_internals import is_literal
-from p2t_jax._vectors import meaning, sums
-from p2t_jax._vectors.control import CONTROL
-from p2t_jax._vectors.equations import RULES, broadcast_ones, constant
-from p2t_jax._vectors.origins import CONSTANT, DATA, Value, contracted, is_contracted
-from p2t_jax._vectors.primitives import (
+from p2t_jax._vectors.inference import meaning, sums
+from p2t_jax._vectors.inference.control import CONTROL
+from p2t_jax._vectors.inference.equations import RULES, broadcast_ones, constant
+from p2t_jax._vectors.inference.origins import CONSTANT, DATA, Value, contracted, is_contracted
+from p2t_jax._vectors.inference.primitives import (
     CALLS,
     COLLECTIVES,
     ELEMENTWISE,
@@ -19,7 +19,7 @@ from p2t_jax._vectors.primitives import (
     SUMS_OF_DEVICES,
     has_unknown_parameters,
 )
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference.uses import Uses
 
 
 class Flow:

@@ -15,8 +15,17 @@ einsum's products they are not.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from p2t_jax._vectors.origins import Dims, Fact, Kind, Origin, Part, Value, contracted, placed
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference.origins import (
+    Dims,
+    Fact,
+    Kind,
+    Origin,
+    Part,
+    Value,
+    contracted,
+    placed,
+)
+from p2t_jax._vectors.inference.uses import Uses
 
 _Pair: TypeAlias = tuple[dict[int, int], dict[int, int]]  # for each factor, dimensions and sizes
 _WHY = "it is contracted with several values that depend on the inputs, each along another axis"

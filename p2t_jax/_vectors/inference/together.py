@@ -2,8 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
-from p2t_jax._vectors.origins import ELEMENTS, Kind, Origin, Part, Slice, Value, cut, mixed
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference.origins import (
+    ELEMENTS,
+    Kind,
+    Origin,
+    Part,
+    Slice,
+    Value,
+    cut,
+    mixed,
+)
+from p2t_jax._vectors.inference.uses import Uses
 
 
 def summed(a: Origin | None, b: Origin) -> Origin:

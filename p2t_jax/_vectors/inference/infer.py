@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2t_jax._vectors import origins
-from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
-from p2t_jax._vectors.flow import Flow
+from p2t_jax._vectors.inference import origins
+from p2t_jax._vectors.inference.flow import Flow
+from p2t_jax._vectors.inference.uses import Use, Uses
 from p2t_jax._vectors.match import FLOATS, VectorSpec, axes_of, match_prefix
 from p2t_jax._vectors.paths import is_box, named_leaves
-from p2t_jax._vectors.uses import Use, Uses
+from p2t_jax._vectors.questions import Unknown, UnknownVectorsError, question
 
 
 def infer_vectors(

@@ -3,7 +3,7 @@
 Nothing else in the library imports one, so that a change in JAX concerns this file alone. Each has
 a line on what it stands for and what would replace it. This file imports nothing of the
 library, so that everything may import it. The names of JAX's primitives and of their parameters are
-in `p2t_jax._vectors.inference`: if one changes, `infer_vectors` asks for the axes that it cannot find.
+in `p2t_jax._vectors.inference`: if one changes, `infer_vectors` asks for the axes.
 """
 
 from collections.abc import Callable, Sequence

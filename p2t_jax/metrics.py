@@ -106,11 +106,7 @@ def _numbers(
 
 
 def _of_parameter(
-    now: jax.Array,
-    then: jax.Array,
-    rank_now: jax.Array,
-    rank_then: jax.Array,
-    axes: _leaves.Axes,
+    now: jax.Array, then: jax.Array, rank_now: jax.Array, rank_then: jax.Array, axes: _leaves.Axes
 ) -> dict[str, jax.Array]:
     wide = _leaves.wide(then.dtype)
     moved = jnp.not_equal(*_leaves.bit_patterns(now, then))

@@ -103,8 +103,7 @@ def compose(later: jax.typing.ArrayLike, earlier: jax.typing.ArrayLike) -> jax.A
             f"earlier: expected vectors of {second.shape[-1]} weights, as in later, got "
             f"{first.shape[-1]}."
         )
-    shape = jnp.broadcast_shapes(first.shape, second.shape)
-    first, second = jnp.broadcast_to(first, shape), jnp.broadcast_to(second, shape)
+    first, second = jnp.broadcast_arrays(first, second)
     return jnp.take_along_axis(first, second, axis=-1)
 
 

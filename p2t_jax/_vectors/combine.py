@@ -11,8 +11,6 @@ import numpy as np
 from p2t_jax._vectors.paths import AxesLike, Path, VectorRule, is_index, normalized_axes
 from p2t_jax._vectors.rules import STACK_MARK, as_rule
 
-_Struct: Any = jax.ShapeDtypeStruct  # JAX leaves its constructor untyped.
-
 
 def named_vectors(
     table: Mapping[str, VectorRule | str | AxesLike],
@@ -121,7 +119,7 @@ class _Stacked:
     def __call__(self, path: Path, leaf: Any) -> AxesLike:
         shape = np.shape(leaf)
         (stack,) = normalized_axes(self.axis, path, leaf, "the stack's axis")
-        layer = _Struct(shape[:stack] + shape[stack + 1 :], leaf.dtype)
+        layer = jax.ShapeDtypeStruct(shape[:stack] + shape[stack + 1 :], leaf.dtype)
         axes = self.rule(_without_mark(path), layer)
         if axes is None:
             return None

@@ -53,12 +53,7 @@ def _stacked(value: Value, origin: Origin) -> Origin:
 
 
 def _fixpoint(
-    run: Run,
-    jaxpr: Any,
-    fixed: list[Value],
-    carry: list[Value],
-    rows: list[Value],
-    uses: Uses,
+    run: Run, jaxpr: Any, fixed: list[Value], carry: list[Value], rows: list[Value], uses: Uses
 ) -> list[Value]:
     """Walks through a loop's body until what it carries stays the same; that walk's uses count."""
     while True:

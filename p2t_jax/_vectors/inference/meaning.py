@@ -6,7 +6,7 @@ that depends on the inputs. Every function here takes the values that go into an
 that sum over axes, `together` what is put together of several values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from p2t_jax._vectors.inference import bilinear, together
@@ -14,7 +14,6 @@ from p2t_jax._vectors.inference.origins import (
     CONSTANT,
     DATA,
     ELEMENTS,
-    Dims,
     Fact,
     Kind,
     Origin,
@@ -29,7 +28,7 @@ from p2t_jax._vectors.inference.uses import Uses
 
 # Elementwise operations that leave a product a product, and rows that are looked up such rows.
 _SCALING = {
-    *("mul", "div", "neg", "convert_element_type", "reduce_precision", "copy", "real", "select_n"),
+    *("mul", "div", "neg", "convert_element_type", "reduce_precision", "copy", "real", "select_n")
 }
 _ADDING = {"add", "sub", "add_any", "select_n"}
 # What a parameter is after operations with data that do not decide what it is used for.
@@ -228,20 +227,14 @@ def sliced(value: Value, sizes: Sequence[int], full: Sequence[int], where: str) 
         if origin.kind == Kind.MIXED or not any(origin.dims[i] for i in partial):
             return origin
         if p == Fact.ONE_HOT:  # It has one 1, or none.
-            return origin.mapped(lambda dims: _shortened(dims, partial))
+            fewer = {i: (Part(0, 1, n, n),) for i, n in partial.items() if origin.dims[i]}
+            return origin._replace(dims=tuple(fewer.get(i, d) for i, d in enumerate(origin.dims)))
         dims = tuple(cut(d) if i in partial else d for i, d in enumerate(origin.dims))
         slices = *origin.slices, Slice(where, origin.axes(partial))
         return origin._replace(dims=dims, slices=slices)
 
     kept = [(p, o) for p, o in value.origins if p >= 0 or p == Fact.ONE_HOT or is_contracted(p)]
     return value._replace(origins=tuple((p, one(p, o)) for p, o in kept))
-
-
-def _shortened(dims: Dims, sizes: Mapping[int, int]) -> Dims:
-    return tuple(
-        (Part(d[0].axis, 1, sizes[i], sizes[i]),) if d and i in sizes else d
-        for i, d in enumerate(dims)
-    )
 
 
 def reordered(value: Value, dimensions: Sequence[int]) -> Value:

@@ -79,9 +79,7 @@ def _apart(a: Sequence[Slice], b: Sequence[Slice]) -> bool:
 
 
 def joined(
-    values: Sequence[Value],
-    uses: Uses,
-    meet: Callable[[Origin | None, Origin], Origin] = summed,
+    values: Sequence[Value], uses: Uses, meet: Callable[[Origin | None, Origin], Origin] = summed
 ) -> Value:
     """Values that are parts of one. `meet`: the origin in a parameter that two of them have."""
     depends = any(v.depends for v in values)

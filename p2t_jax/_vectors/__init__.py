@@ -2,7 +2,7 @@
 
 from p2t_jax._vectors.biases import is_bias, with_biases
 from p2t_jax._vectors.combine import named_vectors, stacked
-from p2t_jax._vectors.inference import infer_vectors
+from p2t_jax._vectors.inference.infer import infer_vectors
 from p2t_jax._vectors.match import VectorSpec, match_prefix, vector_axes
 from p2t_jax._vectors.paths import AxesLike, Path, named_leaves, show
 from p2t_jax._vectors.remembered import VectorAxes

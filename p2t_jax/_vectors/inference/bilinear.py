@@ -15,16 +15,7 @@ einsum's products they are not.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from p2t_jax._vectors.inference.origins import (
-    Dims,
-    Fact,
-    Kind,
-    Origin,
-    Part,
-    Value,
-    contracted,
-    placed,
-)
+from p2t_jax._vectors.inference.origins import Fact, Kind, Origin, Part, Value, contracted, placed
 from p2t_jax._vectors.inference.uses import Uses
 
 _Pair: TypeAlias = tuple[dict[int, int], dict[int, int]]  # for each factor, dimensions and sizes
@@ -49,7 +40,10 @@ class Side(NamedTuple):
 
 def product_of_data(left: Value, right: Value) -> dict[int, Origin]:
     """What is known of the product, element by element, of two values that depend on the inputs."""
-    one, other = (_sizes(v.dims_of(Fact.FLAT)) for v in (left, right))
+    one, other = (
+        {i: parts[0].size for i, parts in enumerate(v.dims_of(Fact.FLAT)) if parts}
+        for v in (left, right)
+    )
     pairs = [p for p in _pairs(left) if any(side.keys() <= other.keys() for side in p)]
     pairs += [p for p in _pairs(right) if any(side.keys() <= one.keys() for side in p)]
     pairs.append(
@@ -125,10 +119,6 @@ def contract_again(side: Side, other: Side, ndim: int, uses: Uses) -> dict[int, 
 def _free(side: Side, other: Side) -> set[int]:
     """The dimensions that are in the result, but not along one of the other side."""
     return {i for i, j in side.places.items() if j not in other.places.values()}
-
-
-def _sizes(dims: Dims) -> dict[int, int]:
-    return {i: parts[0].size for i, parts in enumerate(dims) if parts}
 
 
 def _pairs(value: Value) -> Iterator[_Pair]:

@@ -6,17 +6,7 @@ from typing import Any, TypeAlias
 
 from p2t_jax._vectors.inference import meaning, together
 from p2t_jax._vectors.inference.equations import ndim_of, resized, shape_of
-from p2t_jax._vectors.inference.origins import (
-    DATA,
-    ELEMENTS,
-    Dims,
-    Kind,
-    Origin,
-    Slice,
-    Value,
-    mixed,
-    without,
-)
+from p2t_jax._vectors.inference.origins import DATA, Dims, Kind, Origin, Slice, Value
 from p2t_jax._vectors.inference.uses import Uses
 
 # What a program makes of values, adding the uses in it to a record: `Flow.run`.
@@ -49,7 +39,7 @@ def _row(origin: Origin) -> Origin:
 def _stacked(value: Value, origin: Origin) -> Origin:
     if value.depends:
         return origin.mapped(lambda dims: ((), *dims))
-    return mixed("it is stacked by a scan")
+    return Origin.mixed("it is stacked by a scan")
 
 
 def _fixpoint(
@@ -70,7 +60,7 @@ def _fixpoint(
 
 def _earlier(origin: Origin) -> Origin:
     """What a turn of a loop makes, at the start of the next one: its slices are other ones then."""
-    if not origin.slices or origin.kind not in (*ELEMENTS, Kind.SUMMED):
+    if not origin.slices or not (origin.plain or origin.kind == Kind.SUMMED):
         return origin
     axes = tuple(sorted({axis for s in origin.slices for axis in s.axes}))
     return origin._replace(slices=(Slice("an earlier turn", axes),))
@@ -168,9 +158,7 @@ def _unstack(run: Run, eqn: Any, ins: list[Value], uses: Uses) -> list[Value]:
     full, axis = shape_of(eqn.invars[0]), eqn.params["axis"]
     one = [1 if i == axis else n for i, n in enumerate(full)]
     return [
-        meaning.sliced(ins[0], one, full, f"number {i} of axis {axis}").mapped(
-            functools.partial(without, [axis])
-        )
+        meaning.sliced(ins[0], one, full, f"number {i} of axis {axis}").without([axis])
         for i in range(len(eqn.outvars))
     ]
 

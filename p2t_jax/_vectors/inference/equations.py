@@ -12,7 +12,6 @@ from p2t_jax._vectors.inference import meaning, sums, together
 from p2t_jax._vectors.inference.bilinear import Side
 from p2t_jax._vectors.inference.origins import (
     CONSTANT,
-    DATA,
     Dims,
     Fact,
     Kind,
@@ -21,8 +20,8 @@ from p2t_jax._vectors.inference.origins import (
     Slice,
     Value,
     cut,
+    placed,
     reshaped,
-    without,
 )
 from p2t_jax._vectors.inference.uses import Uses
 
@@ -94,7 +93,7 @@ def _transpose(eqn: Any, ins: list[Value], uses: Uses) -> Value:
 
 
 def _squeeze(eqn: Any, ins: list[Value], uses: Uses) -> Value:
-    return ins[0].mapped(functools.partial(without, eqn.params["dimensions"]))
+    return ins[0].without(eqn.params["dimensions"])
 
 
 def _reshape(eqn: Any, ins: list[Value], uses: Uses) -> Value:
@@ -149,23 +148,19 @@ def _gather(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     value, indices = ins
     if not value.parameters:
         uses.ended(indices)
-        return DATA if value.depends or indices.depends else CONSTANT
+        return Value(value.depends or indices.depends)
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     full, ndim = shape_of(eqn.invars[0]), ndim_of(eqn.outvars[0])
     batching = tuple(numbers.operand_batching_dims)
     kept = [i for i in range(len(full)) if i not in (*numbers.collapsed_slice_dims, *batching)]
-    batch = [i for i in range(ndim) if i not in numbers.offset_dims]
+    places = dict(zip(kept, numbers.offset_dims, strict=True))
     taken = [full[i] if i in batching else size for i, size in enumerate(sizes)]
     part = meaning.sliced(value, taken, full, f"? {id(eqn)}")
 
     def change(dims: Dims) -> Dims:
-        out: list[tuple[Part, ...]] = [()] * ndim
-        for i, j in zip(kept, numbers.offset_dims, strict=True):
-            out[j] = dims[i]
-        indexed = [p for i in (*numbers.start_index_map, *batching) for p in dims[i]]
-        for j in batch:
-            out[j] = cut(indexed)
-        return tuple(out)
+        indexed = cut([p for i in (*numbers.start_index_map, *batching) for p in dims[i]])
+        moved = placed(places, ndim, dims)
+        return tuple(d if j in numbers.offset_dims else indexed for j, d in enumerate(moved))
 
     return meaning.looked_up(part.mapped(change), indices.depends, uses)
 

@@ -4,21 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2t_jax._jax_internals import is_literal
-from p2t_jax._vectors.inference import meaning, sums
+from p2t_jax._vectors.inference import meaning, primitives, sums
 from p2t_jax._vectors.inference.control import CONTROL
 from p2t_jax._vectors.inference.equations import RULES, broadcast_ones, constant
-from p2t_jax._vectors.inference.origins import CONSTANT, DATA, Value, contracted, is_contracted
-from p2t_jax._vectors.inference.primitives import (
-    CALLS,
-    COLLECTIVES,
-    ELEMENTWISE,
-    IDENTITY,
-    NOISE,
-    PROGRAMMES,
-    REDUCTIONS,
-    SUMS_OF_DEVICES,
-    has_unknown_parameters,
-)
+from p2t_jax._vectors.inference.origins import CONSTANT, Value, contracted, is_contracted
+from p2t_jax._vectors.inference.primitives import has_unknown_parameters
 from p2t_jax._vectors.inference.uses import Uses
 
 
@@ -59,10 +49,10 @@ class Flow:
 
     def _apply(self, eqn: Any, ins: list[Value], uses: Uses) -> list[Value]:
         name, outs = eqn.primitive.name, len(eqn.outvars)
-        if name.startswith(NOISE):
+        if name.startswith(primitives.NOISE):
             return [CONSTANT] * outs  # Noise is not an input.
         if name not in _LOOKED_INTO and not any(v.origins for v in ins):
-            return [DATA if any(v.depends for v in ins) else CONSTANT] * outs
+            return [Value(any(v.depends for v in ins))] * outs
         try:
             known = self._known(name, eqn, ins, uses)
         except (AttributeError, KeyError):  # Another version of JAX may describe it differently.
@@ -75,29 +65,29 @@ class Flow:
     def _known(self, name: str, eqn: Any, ins: list[Value], uses: Uses) -> list[Value] | None:
         if has_unknown_parameters(name, eqn.params):
             return None
-        if name in CALLS:
-            (program,) = (eqn.params[key] for key in PROGRAMMES if key in eqn.params)
+        if name in primitives.CALLS:
+            (program,) = (eqn.params[key] for key in primitives.PROGRAMMES if key in eqn.params)
             return self.run(program, ins, uses)
         if name in CONTROL:
             return CONTROL[name](self.run, eqn, ins, uses)
         if name in RULES:
             found = RULES[name](eqn, ins, uses)
             return None if found is None else [found]
-        if name in ELEMENTWISE:
+        if name in primitives.ELEMENTWISE:
             return [meaning.elementwise(name, broadcast_ones(eqn, ins), uses)]
-        if name in REDUCTIONS:
+        if name in primitives.REDUCTIONS:
             return [sums.reduced(name, ins[0], eqn.params["axes"], uses)]
-        if name in SUMS_OF_DEVICES:
+        if name in primitives.SUMS_OF_DEVICES:
             return [meaning.across_devices(name, value, uses) for value in ins]
-        if name in COLLECTIVES:
+        if name in primitives.COLLECTIVES:
             return [meaning.elementwise(name, [value], uses) for value in ins]
-        return ins if name in IDENTITY else None
+        return ins if name in primitives.IDENTITY else None
 
 
 # What a rule knows, but for its parameters, that sums or may have sums in it.
-_MAY_SUM = {*CALLS, *CONTROL, *RULES, *REDUCTIONS}
+_MAY_SUM = {*primitives.CALLS, *CONTROL, *RULES, *primitives.REDUCTIONS}
 # Where values without origins in parameters matter: one-hot encodings, and what has a program.
-_LOOKED_INTO = {*CALLS, *CONTROL, *RULES, "eq"}
+_LOOKED_INTO = {*primitives.CALLS, *CONTROL, *RULES, "eq"}
 
 
 def _renamed(value: Value, names: Mapping[int, int]) -> Value:

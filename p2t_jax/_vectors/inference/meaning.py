@@ -13,7 +13,6 @@ from p2t_jax._vectors.inference import bilinear, together
 from p2t_jax._vectors.inference.origins import (
     CONSTANT,
     DATA,
-    ELEMENTS,
     Fact,
     Kind,
     Origin,
@@ -22,7 +21,6 @@ from p2t_jax._vectors.inference.origins import (
     Value,
     cut,
     is_contracted,
-    mixed,
 )
 from p2t_jax._vectors.inference.uses import Uses
 
@@ -187,7 +185,7 @@ def _waiting(value: Value, kind: Kind, uses: Uses) -> Value:
         if origin.kind == Kind.MIXED:
             uses.indirect(p, origin.why)
         else:
-            out[p] = origin._replace(kind=kind) if origin.kind in ELEMENTS else origin
+            out[p] = origin._replace(kind=kind) if origin.plain else origin
     return Value.of(True, out)
 
 
@@ -206,14 +204,15 @@ def swallowed(
                 uses.unclear(p, "it is multiplied elementwise, and the products are summed")
             elif origin.waits and value.depends:
                 uses.elementwise(p, origin)
-            elif depends and origin.kind in ELEMENTS:
+            elif depends and origin.plain:
                 uses.unclear(p, f"it goes into {name}, an operation that is not known")
             else:
-                lost = origin if origin.kind == Kind.MIXED else mixed(f"it goes through {name}")
+                if origin.kind != Kind.MIXED:
+                    origin = Origin.mixed(f"it goes through {name}")
                 if depends:
-                    uses.indirect(p, lost.why)
+                    uses.indirect(p, origin.why)
                 else:
-                    out[p] = lost
+                    out[p] = origin
     return [Value.of(depends, out)] * outs
 
 
@@ -253,7 +252,7 @@ def across_devices(name: str, value: Value, uses: Uses) -> Value:
     for p, origin in value.parameters:
         if not value.depends:
             follows = origin.kind != Kind.MIXED and any(origin.dims)
-            out[p] = mixed("it is combined across devices") if follows else origin
+            out[p] = Origin.mixed("it is combined across devices") if follows else origin
         elif origin.kind in (Kind.PRODUCT, Kind.SUMMED):
             uses.unclear(p, "it is multiplied elementwise, and combined across devices")
         else:

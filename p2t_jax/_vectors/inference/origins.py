@@ -56,10 +56,6 @@ class Kind(enum.StrEnum):
     JOINED = "joined"  # next to something
 
 
-# Not yet used as far as is known: they wait for what comes next.
-ELEMENTS = (Kind.DIRECT, Kind.GAIN)
-
-
 class Origin(NamedTuple):
     """How a value is made of one parameter.
 
@@ -78,6 +74,11 @@ class Origin(NamedTuple):
     why: str = ""
     spread: bool = False
 
+    @classmethod
+    def mixed(cls, why: str) -> "Origin":
+        """An origin whose axes are lost."""
+        return cls(Kind.MIXED, (), why=why)
+
     def mapped(self, change: Callable[[Dims], Dims]) -> "Origin":
         """The origin with other dimensions."""
         return self if self.kind == Kind.MIXED else self._replace(dims=change(self.dims))
@@ -87,9 +88,14 @@ class Origin(NamedTuple):
         return tuple(sorted({part.axis for i in dimensions for part in self.dims[i]}))
 
     @property
+    def plain(self) -> bool:
+        """Whether the value follows its axes, and there are no data in it."""
+        return self.kind in (Kind.DIRECT, Kind.GAIN)
+
+    @property
     def waits(self) -> bool:
         """Whether data are in the value, and what is done with it decides."""
-        return self.kind not in (*ELEMENTS, Kind.MIXED)
+        return not self.plain and self.kind != Kind.MIXED
 
 
 class Fact(enum.IntEnum):
@@ -127,6 +133,10 @@ class Value(NamedTuple):
         """The value with other dimensions."""
         return self.each(lambda origin: origin.mapped(change))
 
+    def without(self, gone: Collection[int]) -> "Value":
+        """The value without some of its dimensions."""
+        return self.mapped(lambda dims: tuple(d for i, d in enumerate(dims) if i not in gone))
+
     @property
     def parameters(self) -> list[tuple[int, Origin]]:
         """The origins in parameters."""
@@ -155,11 +165,6 @@ def is_contracted(p: int) -> bool:
     return p <= -10
 
 
-def mixed(why: str) -> Origin:
-    """An origin whose axes are lost."""
-    return Origin(Kind.MIXED, (), why=why)
-
-
 def parameter(shape: Sequence[int]) -> Origin:
     """A parameter as it is."""
     return Origin(Kind.DIRECT, tuple((Part(a, 1, n, n),) for a, n in enumerate(shape)))
@@ -171,11 +176,6 @@ def placed(places: Mapping[int, int], ndim: int, dims: Dims) -> Dims:
     for i, j in places.items():
         out[j] = dims[i]
     return tuple(out)
-
-
-def without(gone: Collection[int], dims: Dims) -> Dims:
-    """Dimensions without some of them."""
-    return tuple(d for i, d in enumerate(dims) if i not in gone)
 
 
 def cut(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -215,26 +215,26 @@ def reshaped(old: Sequence[int], new: Sequence[int]) -> Callable[[Dims], Dims]:
     return change
 
 
-def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
     """The least groups of old and new dimensions that have the same elements."""
-    groups: list[tuple[list[int], list[int]]] = []
+    groups: list[tuple[range, range]] = []
     i = j = 0
     while i < len(old) or j < len(new):
-        before, after = [], []
+        first, other = i, j
         if i < len(old) and j < len(new) and old[i] == new[j]:
-            before, after, i, j = [i], [j], i + 1, j + 1
+            i, j = i + 1, j + 1
         elif i < len(old) and old[i] == 1:
-            before, i = [i], i + 1
+            i += 1
         elif j < len(new) and new[j] == 1:
-            after, j = [j], j + 1
+            j += 1
         else:
             a = b = 1
-            while not before or a != b:
+            while i == first or a != b:
                 if a <= b:
-                    a, before, i = a * old[i], [*before, i], i + 1
+                    a, i = a * old[i], i + 1
                 else:
-                    b, after, j = b * new[j], [*after, j], j + 1
-        groups.append((before, after))
+                    b, j = b * new[j], j + 1
+        groups.append((range(first, i), range(other, j)))
     return groups
 
 

@@ -7,25 +7,14 @@ from collections.abc import Sequence
 from p2t_jax._vectors.inference import bilinear
 from p2t_jax._vectors.inference.bilinear import Side
 from p2t_jax._vectors.inference.meaning import elementwise
-from p2t_jax._vectors.inference.origins import (
-    ELEMENTS,
-    Fact,
-    Kind,
-    Origin,
-    Part,
-    Value,
-    contracted,
-    mixed,
-    placed,
-    without,
-)
+from p2t_jax._vectors.inference.origins import Fact, Kind, Origin, Part, Value, contracted, placed
 from p2t_jax._vectors.inference.uses import Uses
 
 
 def reduced(name: str, value: Value, axes: Sequence[int], uses: Uses) -> Value:
     """A reduction over dimensions, which are left out."""
     out: dict[int, Origin] = {}
-    left = value.mapped(functools.partial(without, axes))
+    left = value.without(axes)
     if name == "reduce_sum":
         out |= {p: origin for p, origin in left.neurons if any(origin.dims)}
     for (p, origin), (_, rest) in zip(value.parameters, left.parameters, strict=True):
@@ -33,8 +22,9 @@ def reduced(name: str, value: Value, axes: Sequence[int], uses: Uses) -> Value:
             out[p] = origin
             continue
         parts = [part for i in axes for part in origin.dims[i] if part.total != 1]
-        if origin.kind in ELEMENTS:
-            out[p] = rest if not parts else mixed("it is summed or reduced over its axes first")
+        if origin.plain:
+            lost = Origin.mixed("it is summed or reduced over its axes first")
+            out[p] = lost if parts else rest
         elif not parts and (origin.kind != Kind.PRODUCT or name == "reduce_sum"):
             out[p] = rest
         elif origin.kind in (Kind.PRODUCT, Kind.SUMMED) and name == "reduce_sum" and parts:
@@ -82,7 +72,7 @@ def _one_side(side: Side, other: Side, ndim: int, uses: Uses) -> dict[int, Origi
         after = origin.mapped(functools.partial(placed, side.places, ndim))
         if not depends:
             why = "another parameter" if other.value.parameters else "a constant"
-            lost = mixed(f"it first meets {why}, in a dot product")
+            lost = Origin.mixed(f"it first meets {why}, in a dot product")
             out[p] = lost if parts or other.value.parameters else after
         elif origin.waits and not (origin.kind == Kind.CHOSEN and parts and other.value.depends):
             _contract_waiting(p, origin, parts, other.value, uses)

@@ -2,16 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from p2t_jax._vectors.inference.origins import (
-    ELEMENTS,
-    Kind,
-    Origin,
-    Part,
-    Slice,
-    Value,
-    cut,
-    mixed,
-)
+from p2t_jax._vectors.inference.origins import Kind, Origin, Part, Slice, Value, cut
 from p2t_jax._vectors.inference.uses import Uses
 
 
@@ -20,7 +11,7 @@ def summed(a: Origin | None, b: Origin) -> Origin:
 
     Two slices of a parameter are then in one element: it follows the axes of neither.
     """
-    return _both(a, b) or mixed("it meets another part of itself")
+    return _both(a, b) or Origin.mixed("it meets another part of itself")
 
 
 def either(a: Origin | None, b: Origin) -> Origin:
@@ -37,7 +28,7 @@ def beside(a: Origin | None, b: Origin, along: int) -> Origin:
     """
     same = _both(a, b)
     if same or a is None or a.dims != b.dims:
-        return same or mixed("it meets itself in another layout")
+        return same or Origin.mixed("it meets itself in another layout")
     slices = _union(a.slices, b.slices)
     if _apart(a.slices, b.slices):
         return a._replace(slices=slices)
@@ -58,7 +49,7 @@ def _both(a: Origin | None, b: Origin) -> Origin | None:
     fewer = all(not mine or mine == its for mine, its in zip(a.dims, b.dims, strict=True))
     more = all(not its or mine == its for mine, its in zip(a.dims, b.dims, strict=True))
     if not (fewer or more):
-        return mixed("it meets itself in another layout")
+        return Origin.mixed("it meets itself in another layout")
     if a.slices != b.slices:
         return None
     return b if fewer and a.dims != b.dims else a
@@ -89,7 +80,7 @@ def joined(
             if depends and origin.kind == Kind.MIXED:
                 uses.indirect(p, origin.why)
                 continue
-            if depends and origin.kind in ELEMENTS:
+            if depends and origin.plain:
                 origin = origin._replace(kind=Kind.JOINED)
             out[p] = meet(out.get(p), origin)
     return Value.of(depends, out | neurons(values))

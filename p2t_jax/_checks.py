@@ -34,15 +34,10 @@ def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | Non
 
 
 def whole(name: str, value: Any) -> None:
-    """Refuses a fraction. Arrays of JAX may be one: `optax.inject_hyperparams` makes floats.
-
-    Raises:
-        ValueError: If it is a number of Python or NumPy that is finite and not whole.
-    """
-    if isinstance(value, float | np.generic | np.ndarray):
-        number = float(value)
-        if math.isfinite(number) and not number.is_integer():
-            raise ValueError(f"{name}: must be a whole number, got {value}.")
+    """Refuses a fraction. Arrays of JAX may be one: `optax.inject_hyperparams` makes floats."""
+    number = float(value) if isinstance(value, float | np.generic | np.ndarray) else 0.0
+    if math.isfinite(number) and not number.is_integer():
+        raise ValueError(f"{name}: must be a whole number, got {value}.")
 
 
 def hyperparameter(check: Callable[[Any], None], value: Any) -> None:

@@ -171,7 +171,7 @@ def unpack(
 
     run_jobs(decode, jobs)
     like, treedef = jax.tree.flatten(initial_params)
-    return jax.tree.unflatten(treedef, map(_placed_like, like, arrays))
+    return jax.tree.unflatten(treedef, map(_as_leaf, like, arrays))
 
 
 def _contents(body: memoryview, leaves: Sequence[Leaf]) -> list[Any]:
@@ -296,7 +296,7 @@ def _little_endian(array: Array) -> Array:
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
-def _placed_like(leaf: Any, array: Array) -> Any:
+def _as_leaf(leaf: Any, array: Array) -> Any:
     """An array that nothing else refers to, as a leaf of the type and sharding of `leaf`."""
     if isinstance(leaf, jax.Array):
         return jax.device_put(array, leaf.sharding if leaf.committed else None)

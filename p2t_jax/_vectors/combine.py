@@ -128,7 +128,7 @@ class _Stacked:
 
 def _without_mark(path: Path) -> Path:
     """The path as it is within the stack that an unnamed scan or vmap made."""
-    marked = next((i for i, name in enumerate(path) if STACK_MARK.search(name)), None)
-    if marked is None:
-        return path
-    return tuple(STACK_MARK.sub("", n, 1) if i == marked else n for i, n in enumerate(path))
+    for i, name in enumerate(path):
+        if STACK_MARK.search(name):
+            return (*path[:i], STACK_MARK.sub("", name, 1), *path[i + 1 :])
+    return path

@@ -125,10 +125,7 @@ def match_prefix(
     """Yields the path and leaf of every leaf of `tree`, and the entry of a (prefix) tree for it.
 
     `spec` is a tree of rules, of axes or of anything else, or one entry for the whole tree. `name`
-    is the argument that it came in, and `at` the path of both, for the error.
-
-    Raises:
-        ValueError: If the trees do not match.
+    is the argument that it came in, and `at` the path of both, for the error if they do not match.
     """
     spec, tree = unboxed(spec), unboxed(tree)
     parts, nodes = children(spec), children(tree)

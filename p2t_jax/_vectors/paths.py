@@ -65,8 +65,8 @@ def below(at: Path, path: Path) -> Path:
 
 def children(node: Any) -> list[tuple[Any, Any]]:
     """The keys and children one level below a node; a leaf has none."""
-    below, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    return [(key_path[0], child) for key_path, child in below if key_path]
+    inside = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+    return [(key_path[0], child) for key_path, child in inside if key_path]
 
 
 def key_name(key: Any) -> str:

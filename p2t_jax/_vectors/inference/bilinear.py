@@ -46,13 +46,11 @@ def product_of_data(left: Value, right: Value) -> dict[int, Origin]:
     )
     pairs = [p for p in _pairs(left) if any(side.keys() <= other.keys() for side in p)]
     pairs += [p for p in _pairs(right) if any(side.keys() <= one.keys() for side in p)]
-    pairs.append(
-        (
-            {i: n for i, n in other.items() if i not in one},
-            {i: n for i, n in one.items() if i not in other},
-        )
+    of_left = {i: n for i, n in other.items() if i not in one}
+    of_right = {i: n for i, n in one.items() if i not in other}
+    known = _outer(
+        [*pairs, (of_left, of_right)], max(len(v.dims_of(Fact.FLAT)) for v in (left, right))
     )
-    known = _outer(pairs, max(len(v.dims_of(Fact.FLAT)) for v in (left, right)))
     if one.keys() & other.keys():
         flat = zip(left.dims_of(Fact.FLAT), right.dims_of(Fact.FLAT), strict=True)
         known[Fact.FLAT] = Origin(Kind.DIRECT, tuple(a and b for a, b in flat))

@@ -29,6 +29,7 @@ _SCALING = {
     *("mul", "div", "neg", "convert_element_type", "reduce_precision", "copy", "real", "select_n")
 }
 _ADDING = {"add", "sub", "add_any", "select_n"}
+_TERMS = (Kind.PRODUCT, Kind.SUMMED, Kind.ACCUMULATED)  # what may be a term of a contraction
 # What a parameter is after operations with data that do not decide what it is used for.
 _BESIDE_DATA = {"mul": Kind.PRODUCT, "div": Kind.PRODUCT, "select_n": Kind.JOINED}
 
@@ -86,8 +87,8 @@ def _neurons(name: str, ins: Sequence[Value], data: Sequence[Value]) -> dict[int
     return together.neurons(data) if name in _SCALING else {}
 
 
-def _kept(value: Value, *pseudo: int) -> dict[int, Origin]:
-    return {p: origin for p, origin in value.origins if p in pseudo}
+def _kept(value: Value, *facts: Fact) -> dict[int, Origin]:
+    return {p: origin for p, origin in value.origins if p in facts}
 
 
 def _kept_waiting(
@@ -99,11 +100,7 @@ def _kept_waiting(
     """
     origin = dict(value.origins)[p]
     others = [v for v in ins if v is not value]
-    if name in ("add", "sub", "add_any") and origin.kind in (
-        Kind.PRODUCT,
-        Kind.SUMMED,
-        Kind.ACCUMULATED,
-    ):
+    if name in ("add", "sub", "add_any") and origin.kind in _TERMS:
         terms = [o for v in others for q, o in v.origins if q == p]
         if origin.kind == Kind.ACCUMULATED:
             return origin

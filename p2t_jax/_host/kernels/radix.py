@@ -221,7 +221,7 @@ def _positions(
 
 @jit
 def _give(words: Any, positions: Any, ranks: Any, found: Any) -> None:
-    """Write the sorted positions, or the rank of each position; `positions` masks those in words."""
+    """Write the sorted positions, or the rank of each position; `positions` masks them."""
     if ranks:
         for x in range(words.size):
             found[words[x] & positions] = x

@@ -14,7 +14,7 @@ from p2t_jax._host.permute import permute_vectors
 from p2t_jax._vectors import Path, VectorSpec, named_leaves
 
 
-@_updates.under_any_switch
+@_updates.with_default_promotion
 def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     r"""The parameters, with every weight vector an exact permutation of its initial weights.
 
@@ -72,7 +72,7 @@ def _knows_exact_params(node: Any) -> bool:
     return hasattr(type(node), "exact_params")
 
 
-@_updates.under_any_switch
+@_updates.with_default_promotion
 def is_permutation(
     params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> jax.Array:
@@ -105,7 +105,7 @@ def is_permutation(
     return jnp.array([same.all() for _, same in _compared(params, initial_params, vectors)]).all()
 
 
-@_updates.under_any_switch
+@_updates.with_default_promotion
 def check_permutation(
     params: optax.Params, initial_params: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> None:

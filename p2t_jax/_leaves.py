@@ -179,7 +179,7 @@ def too_wide(array: Any) -> bool:
     return bool(_in_jax(array.dtype).itemsize < array.dtype.itemsize)
 
 
-def wide(dtype: npt.DTypeLike) -> np.dtype[Any]:
+def compute_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """The dtype to compute with: float64 if it is that, else float32."""
     # Not `jnp.promote_types`, which strict promotion forbids.
     return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)

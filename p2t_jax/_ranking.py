@@ -16,7 +16,7 @@ from p2t_jax._host.permute import permute_vectors
 from p2t_jax._leaves import Axes
 
 
-def sort(
+def sort_vectors(
     axes: Sequence[Axes], w: Sequence[jax.Array], *, host_callback: HostCallback | None = None
 ) -> list[jax.Array]:
     """Sorts weight vectors: theta_sorted of Algorithm 2.
@@ -32,7 +32,7 @@ def sort(
     return permute_vectors(_Sort(), axes, w, w, host_callback=host_callback)
 
 
-def give_ranking(
+def reorder_like(
     axes: Sequence[Axes],
     theta_sorted: Sequence[jax.Array],
     phi: Sequence[jax.Array],

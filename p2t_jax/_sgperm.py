@@ -10,7 +10,7 @@ import jax.export
 import jax.numpy as jnp
 import optax
 
-from p2t_jax import _checks, _cycles, _leaves, _updates
+from p2t_jax import _checks, _leaves, _sgperm_in_jax, _updates
 from p2t_jax._host.host_choice import HostCallback, host_choice
 from p2t_jax._host.permutation import Permutation
 from p2t_jax._host.permute import permute_vectors
@@ -253,18 +253,18 @@ def cycle_permutation(
         raise ValueError(f'priority: must be "nearest" without host callbacks, got {priority!r}.')
     search = _Search(_LOWER.index(lower), _PRIORITY.index(priority))
 
-    @_updates.under_any_switch
+    @_updates.with_default_promotion
     def init_fn(params: optax.Params) -> CyclePermutationState:
         _, axes = _updates.checked_init(params, vectors)
         return CyclePermutationState(
             sgperm_step=jnp.zeros((), jnp.int32),
             # Raw data, since not every checkpointer restores typed keys.
             sgperm_key=jax.random.bits(_checks.random_key("key", key), (2,), jnp.uint32),
-            theta=jax.tree.map(_updates.copied, params),
+            theta=jax.tree.map(_updates.state_copy, params),
             vectors=axes,
         )
 
-    @_updates.under_any_switch
+    @_updates.with_default_promotion
     def update_fn(
         updates: optax.Updates,
         state: CyclePermutationState,
@@ -307,7 +307,7 @@ class _Search(Permutation):
 
     def in_jax(self, theta: jax.Array, *operands: jax.Array) -> jax.Array:
         mean = _LOWER[self.lower] == "mean"
-        permuted: jax.Array = _cycles.search(theta, *operands[1:], mean=mean)
+        permuted: jax.Array = _sgperm_in_jax.search(theta, *operands[1:], mean=mean)
         return permuted
 
 
@@ -345,14 +345,11 @@ def _operands(
     key = jax.random.wrap_key_data(state.sgperm_key, impl="threefry2x32")
     key = jax.random.fold_in(key, state.sgperm_step)
     shapes = [_leaves.rows_shape(leaf.param.shape, leaf.axes) for leaf in moving]
+    updates = [_leaves.sharded_like(leaf.update, leaf.param) for leaf in moving]
     return [
         [leaf.weights for leaf in moving],
-        [
-            # Not `-update`: XLA removes two products with -1, but not a product and a minus.
-            -1.0
-            * _leaves.sharded_like(leaf.update, leaf.param).astype(_leaves.wide(leaf.update.dtype))
-            for leaf in moving
-        ],
+        # Not `-u`: XLA removes two products with -1, but not a product and a minus.
+        [-1.0 * u.astype(_leaves.compute_dtype(u.dtype)) for u in updates],
         *([jnp.broadcast_to(number, shape) for shape in shapes] for number in (alpha, lambda_)),
         [
             jax.random.bits(jax.random.fold_in(key, i), shape, jnp.uint32)

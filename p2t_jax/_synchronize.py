@@ -47,7 +47,7 @@ class SynchronizeState(NamedTuple):
         """The exact values of those of `params` that the state knows, for `permuted_params`."""
         found = _updates.vectors_of_state(self.sync_step, self.theta_sorted, self.vectors, params)
         theta_sorted = [x.weights for x in found]
-        theta = _ranking.give_ranking(
+        theta = _ranking.reorder_like(
             [x.axes for x in found], theta_sorted, _look_ahead(self, found)
         )
         now = {x.path: w for x, w in zip(found, theta, strict=True)}
@@ -111,7 +111,7 @@ def synchronize(
     # Only a plain number can be known to be 0 wherever `init` runs, inside `jit` as well.
     remembers = not (isinstance(m_or_schedule, int | float) and m_or_schedule == 0)
 
-    @_updates.under_any_switch
+    @_updates.with_default_promotion
     def init_fn(params: optax.Params) -> SynchronizeState:
         leaves, axes = _updates.checked_init(params, vectors)
         return SynchronizeState(
@@ -122,12 +122,12 @@ def synchronize(
             ),
             feedback_error=jax.tree.map(_no_error, params) if remembers else None,
             theta_synchronized=(
-                None if average_over is None else jax.tree.map(_updates.copied, params)
+                None if average_over is None else jax.tree.map(_updates.state_copy, params)
             ),
             vectors=axes,
         )
 
-    @_updates.under_any_switch
+    @_updates.with_default_promotion
     def update_fn(
         updates: optax.Updates,
         state: SynchronizeState,
@@ -227,7 +227,7 @@ def _synchronized(
         for x, c in zip(phi, given, strict=True)
     ]
     z[:n] = map(varying_like, z[:n], theta_sorted)
-    new = _ranking.give_ranking(axes, theta_sorted, z[:n], host_callback=host_callback) + z[n:]
+    new = _ranking.reorder_like(axes, theta_sorted, z[:n], host_callback=host_callback) + z[n:]
     return [_change(m, average_over, *leaf) for leaf in zip(z, new, theta, given, strict=True)]
 
 
@@ -261,12 +261,12 @@ def _rounded_sum(param: jax.Array, update: jax.Array) -> jax.Array:
 
 def _widened(array: jax.Array) -> jax.Array:
     """An array in the dtype of the error."""
-    return array.astype(_leaves.wide(array.dtype))
+    return array.astype(_leaves.compute_dtype(array.dtype))
 
 
 def _no_error(param: Any) -> Any:
     """The error at first."""
-    dtype = _leaves.wide(_leaves.dtype_of(param))
+    dtype = _leaves.compute_dtype(_leaves.dtype_of(param))
     if isinstance(param, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(param.shape, dtype, sharding=param.sharding)
     param = jnp.asarray(param)
@@ -326,9 +326,9 @@ def _sorted(leaves: list[_leaves.Leaf], host_callback: HostCallback | None) -> l
     if any(isinstance(leaf.array, jax.ShapeDtypeStruct) for leaf in leaves):
         # Optax optimizers can be initialized with shapes alone, to get those of the state.
         return [leaf.array for leaf in leaves]
-    copies = [_updates.copied(leaf.array) for leaf in leaves]
+    copies = [_updates.state_copy(leaf.array) for leaf in leaves]
     axes = {i: leaf.axes for i, leaf in enumerate(leaves) if leaf.axes is not None}
-    rows = _ranking.sort(
+    rows = _ranking.sort_vectors(
         list(axes.values()), [copies[i] for i in axes], host_callback=host_callback
     )
     for i, leaf in zip(axes, rows, strict=True):

@@ -188,14 +188,14 @@ def checked_init(params: optax.Params, vectors: VectorSpec) -> tuple[list[Leaf],
     return leaves, VectorAxes.of({leaf.path: leaf.axes for leaf in leaves})
 
 
-def copied(leaf: Any) -> Any:
+def state_copy(leaf: Any) -> Any:
     """A copy for the state, so that the original may be donated; shapes stay shapes."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     return jnp.array(_leaves.native(leaf), copy=True)
 
 
-def under_any_switch(function: _Function) -> _Function:
+def with_default_promotion(function: _Function) -> _Function:
     """Lets a function compute as JAX does by default, regardless of the user's settings.
 
     Strict promotion of dtypes or ranks is meant for the user's arithmetic, not for ours.

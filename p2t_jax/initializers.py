@@ -74,7 +74,7 @@ def kaiming(
     def init(key: Any, shape: Any, dtype: Any = None) -> jax.Array:
         key, dtype = _checks.random_key("key", key), _default_float(dtype)
         n = _fan_in(shape)
-        wide = _leaves.wide(dtype)
+        wide = _leaves.compute_dtype(dtype)
         if values is not None:
             given = confidence if concrete is None else concrete
             row = _few_values(jnp.asarray(given, wide), values, n, shape)
@@ -216,14 +216,14 @@ def _shuffled(key: jax.Array, rows: jax.Array, shape: Any) -> jax.Array:
 def _quantiles(rows: jax.Array, n: int) -> jax.Array:
     """Sorted rows of k numbers as rows of n: both are the middles of equal shares."""
     k = rows.shape[1]
-    wide = rows.astype(_leaves.wide(rows.dtype))
+    wide = rows.astype(_leaves.compute_dtype(rows.dtype))
     at, known = ((jnp.arange(count, dtype=wide.dtype) + 0.5) / count for count in (n, k))
     return jax.vmap(lambda row: jnp.interp(at, known, row))(wide)
 
 
 def _scaled(rows: jax.Array, gain: Any) -> jax.Array:
     """Rows with a root mean square of gain / sqrt(n)."""
-    wide = rows.astype(_leaves.wide(rows.dtype))
+    wide = rows.astype(_leaves.compute_dtype(rows.dtype))
     mean_square = jnp.mean(wide**2, axis=-1, keepdims=True)
     return wide * (jnp.asarray(gain, wide.dtype) / jnp.sqrt(rows.shape[-1] * mean_square))
 
@@ -361,7 +361,7 @@ def to_grid(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Para
 
 def _on_grid(w: jax.Array) -> jax.Array:
     info: Any = jnp.finfo(w.dtype)
-    wide = w.astype(_leaves.wide(w.dtype))
+    wide = w.astype(_leaves.compute_dtype(w.dtype))
     smallest = jnp.asarray(info.smallest_normal, wide.dtype)
     largest = jnp.max(jnp.abs(wide), initial=0, where=jnp.isfinite(wide))
     mantissa, e = jnp.frexp(largest)  # mantissa < 1

@@ -14,7 +14,7 @@ from p2t_jax._jax_internals import is_traced
 from p2t_jax._vectors import VectorSpec
 
 
-@_updates.under_any_switch
+@_updates.with_default_promotion
 def movement(
     params: optax.Params, reference: optax.Params, *, vectors: VectorSpec = "flax"
 ) -> dict[str, float | jax.Array]:
@@ -89,10 +89,10 @@ def _numbers(
     names: tuple[str, ...],
     host_callback: HostCallback,
 ) -> dict[str, jax.Array]:
-    ordered = _ranking.sort(axes, then, host_callback=host_callback)
+    ordered = _ranking.sort_vectors(axes, then, host_callback=host_callback)
     ranks = list(map(_shared_ranks, ordered, axes))
     ranks_now, ranks_then = (
-        _ranking.give_ranking(axes, ranks, w, host_callback=host_callback) for w in (now, then)
+        _ranking.reorder_like(axes, ranks, w, host_callback=host_callback) for w in (now, then)
     )
     of_parameters = list(map(_of_parameter, now, then, ranks_now, ranks_then, axes))
     sizes = np.array([w.size for w in now])
@@ -108,7 +108,7 @@ def _numbers(
 def _of_parameter(
     now: jax.Array, then: jax.Array, rank_now: jax.Array, rank_then: jax.Array, axes: _leaves.Axes
 ) -> dict[str, jax.Array]:
-    wide = _leaves.wide(then.dtype)
+    wide = _leaves.compute_dtype(then.dtype)
     moved = jnp.not_equal(*_leaves.bit_patterns(now, then))
     w, v = now.astype(wide), then.astype(wide)
     change = jnp.abs(w - v).mean()

@@ -288,7 +288,7 @@ def update_statistics(updates: optax.Updates, *, vectors: VectorSpec = "flax") -
     if not total:
         raise ValueError("updates: contains no weight vectors.")
     float64 = any(u.dtype == jnp.float64 and not _leaves.too_wide(u) for u in delta)
-    wide = _leaves.wide(jnp.float64 if float64 else jnp.float32)
+    wide = _leaves.compute_dtype(jnp.float64 if float64 else jnp.float32)
 
     def count(u: Any) -> tuple[Any, Any]:
         """How many weights change, and by how much together."""

@@ -42,7 +42,9 @@ def weight_profiles(params: optax.Params, *, vectors: VectorSpec = "flax") -> op
     for i in [i for i in axes if _leaves.too_wide(leaves[i].array)]:
         rows = _leaves.to_rows(np.asarray(leaves[i].array), axes.pop(i))
         profiles[i] = np.sort(rows, axis=-1, kind="stable")
-    ascending = _ranking.sort(list(axes.values()), [jnp.asarray(leaves[i].array) for i in axes])
+    ascending = _ranking.sort_vectors(
+        list(axes.values()), [jnp.asarray(leaves[i].array) for i in axes]
+    )
     for (i, leaf_axes), array in zip(axes.items(), ascending, strict=True):
         profiles[i] = _leaves.to_rows(array, leaf_axes)
     return jax.tree.unflatten(jax.tree.structure(params), profiles)
@@ -89,7 +91,7 @@ def profile_similarity(profiles: jax.typing.ArrayLike) -> jax.Array:
 def _similarity(w: Any, xp: Any) -> Any:
     """The same in JAX or in NumPy."""
     w = xp.atleast_2d(w)
-    w = w.astype(np.float64 if xp is np else _leaves.wide(w.dtype))
+    w = w.astype(np.float64 if xp is np else _leaves.compute_dtype(w.dtype))
     # Equal weights are then zero, without rounding. Not the first weight: arrays that are split
     # along explicit mesh axes have no index.
     w = w - w.min(axis=(-2, -1), keepdims=True)

@@ -85,7 +85,7 @@ def _random_mask(key: jax.Array, keep: Any, size: int) -> jax.Array:
     kept: int | jax.Array
     fraction = _checks.real_scalar("keep", keep)
     if fraction is None:  # traced; not multiplied in its own dtype, which may have 8 or 16 bits
-        keep = jnp.asarray(keep, _leaves.wide(keep.dtype))
+        keep = jnp.asarray(keep, _leaves.compute_dtype(keep.dtype))
         kept = jnp.round(keep * size).astype(jnp.int32)
     else:
         kept = round(fraction * size)

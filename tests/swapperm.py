@@ -33,7 +33,7 @@ def swapperm(seed, inner=None, *, vectors="flax"):
     def init_fn(params):
         _, axes = _updates.checked_init(params, vectors)
         key = jax.random.key_data(jax.random.key(seed))
-        theta = jax.tree.map(_updates.copied, params)
+        theta = jax.tree.map(_updates.state_copy, params)
         return SwapState(jnp.zeros((), jnp.int32), key, theta, axes)
 
     def update_fn(updates, state, params=None, **extra_args):

@@ -31,7 +31,7 @@ def sort(w):
     return np.take_along_axis(w, positions(radix.order, w), axis=1)
 
 
-def give_ranking(theta_sorted, phi):
+def reorder_like(theta_sorted, phi):
     return np.take_along_axis(theta_sorted, positions(radix.rank, phi), axis=1)
 
 
@@ -42,7 +42,7 @@ def test_kernel_agrees_with_the_reference_to_the_bit(pair):
     theta_sorted = oracle.sort_weight_vectors(theta_0, (1,))
     assert sort(theta_0).tobytes() == theta_sorted.tobytes()
     expected = oracle.synchronize(theta_sorted, phi, (1,))
-    assert give_ranking(theta_sorted, phi).tobytes() == expected.tobytes()
+    assert reorder_like(theta_sorted, phi).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, np.float64])
@@ -56,7 +56,7 @@ def test_kernel_agrees_with_numpy_where_the_radix_sort_takes_over(dtype, n):
     theta_sorted = np.sort(rng.normal(size=(2, n)), axis=1).astype(dtype)
     expected = np.empty_like(phi)
     np.put_along_axis(expected, order, theta_sorted, axis=1)
-    assert give_ranking(theta_sorted, phi).tobytes() == expected.tobytes()
+    assert reorder_like(theta_sorted, phi).tobytes() == expected.tobytes()
     assert sort(phi).tobytes() == np.take_along_axis(phi, order, axis=1).tobytes()
 
 

@@ -9,7 +9,7 @@ import pytest
 from oracles import sgperm as oracle
 
 import p2t_jax as p2t
-from p2t_jax import _cycles
+from p2t_jax import _sgperm_in_jax
 from p2t_jax._host.kernels import cycles
 
 VECTORS = {"Dense_0": {"kernel": 0, "bias": 0}, "Conv_0": {"kernel": (0, 1, 2)}, "scale": None}
@@ -84,7 +84,7 @@ def test_plain_jax_draws_subsets_like_the_host():
 
 @pytest.mark.parametrize(("n", "ratio"), [(784, 0.05), (784, 0.07), (100, 0.05), (15, 0.01)])
 def test_plain_jax_counts_subsets_like_the_host(n, ratio):
-    count = _cycles.subset_count(n, jnp.float32(ratio))
+    count = _sgperm_in_jax.subset_count(n, jnp.float32(ratio))
     assert int(count) == oracle.number_of_subsets(n, float(np.float32(ratio)))
 
 

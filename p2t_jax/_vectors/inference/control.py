@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from p2t_jax._jax_internals import equations
 from p2t_jax._vectors.inference import meaning, together
 from p2t_jax._vectors.inference.equations import ndim_of, resized, shape_of
 from p2t_jax._vectors.inference.origins import DATA, Dims, Kind, Origin, Slice, Value
@@ -129,14 +130,10 @@ def _a_part(dimensions: Sequence[int], full: Sequence[int], dims: Dims) -> Dims:
 def _exchanged(jaxpr: Any) -> set[str]:
     """The axes of the mesh along which a program communicates."""
     found: set[str] = set()
-    for eqn in jaxpr.eqns:
+    for eqn in equations(jaxpr):
         if eqn.primitive.name not in ("axis_index", "pvary"):
             found.update(_names(eqn.params.get("axis_name", ())))
             found.update(_names(eqn.params.get("axes", ())))
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                found |= _exchanged(inner) if hasattr(inner, "eqns") else set()
     return found
 
 

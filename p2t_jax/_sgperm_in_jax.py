@@ -107,7 +107,7 @@ def _lay_out(
 
     begin, end = _ends(_changes(label_of))
     level_begin, level_end = _ends(_changes(label_of) | _changes(level))
-    wide = theta.astype(_leaves.wide(theta.dtype))
+    wide = theta.astype(_leaves.compute_dtype(theta.dtype))
     w = _take(wide, by_weight)
     value_range = wide.max(axis=-1, keepdims=True) - wide.min(axis=-1, keepdims=True)
     if mean:

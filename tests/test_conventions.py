@@ -10,14 +10,36 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import OPTIMIZERS, OPTIONS, STEP_NAMES, WEIGHTS_NAMES
+from helpers import INJECT_LAPERM, INJECT_SGPERM, Optimizer, inject
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from optax import contrib
+from swapperm import swapperm
 
 import p2t_jax as p2t
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
+
+# With a row for a third algorithm, for which nothing else was written.
+OPTIMIZERS = helpers.OPTIMIZERS | {
+    "swapperm": Optimizer(
+        make=lambda inner=None, **options: swapperm(0, inner, **options),
+        link=None,
+        injected=lambda inner=None, **options: inject(swapperm, "inner", "vectors", seed=0)(
+            inner=inner, **options
+        ),
+        hyperparameter=("seed", 0),
+        step_name="swap_step",
+        weights_name="theta",
+        numbers=3,
+    )
+}
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def name(request):
+    return request.param
+
 
 SHAPES = {"bias": (3,), "conv": {"kernel": (3, 3, 3, 3)}, "kernel": (27, 3)}
 AXES = {"bias": None, "conv": {"kernel": (0, 1, 2)}, "kernel": (0,)}
@@ -77,6 +99,14 @@ INNERS = {
 }
 
 
+# One for each kind of state and of arguments. The others run with the slow tests.
+KINDS = """
+adafactor-factored adam adamw backtracking dog galore lbfgs lion mechanize momentum momo muon
+noisy_sgd novograd optimistic_gradient_descent polyak_sgd prodigy reduce_on_plateau
+schedule_free_adamw sgd signum sm3 sophia
+"""
+
+
 def loss_for_inners(params, obj_fn=None, unknown=None):
     """A line search hands extra arguments on to it."""
     return squared_distance(numbers(1, DENSE))(params)
@@ -87,7 +117,10 @@ def extra_args(value, grads):
     return {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss, "unknown": 1}
 
 
-@pytest.mark.parametrize("inner_name", INNERS)
+@pytest.mark.parametrize(
+    "inner_name",
+    [i if i in KINDS.split() else pytest.param(i, marks=pytest.mark.slow) for i in INNERS],
+)
 def test_any_inner_optimizer_looks_ahead_and_its_order_is_kept(inner_name):
     inner = optax.with_extra_args_support(INNERS[inner_name])
     tx = p2t.laperm(INNERS[inner_name], sync_period=2)
@@ -227,8 +260,8 @@ def test_names_in_the_state_are_unique(name):
     tx = optax.chain(optax.clip(1.0), OPTIMIZERS[name](inner))
     params = numbers(0)
     _, state = jax.jit(tx.update)(params, tx.init(params), params)
-    assert int(optax.tree.get(state, STEP_NAMES[name])) == 1
-    weights = optax.tree.get(state, WEIGHTS_NAMES[name])
+    assert int(optax.tree.get(state, OPTIMIZERS[name].step_name)) == 1
+    weights = optax.tree.get(state, OPTIMIZERS[name].weights_name)
     chex.assert_trees_all_equal(jnp.sort(weights["kernel"], 0), jnp.sort(params["kernel"], 0))
     with pytest.raises(KeyError, match="count"):
         optax.tree.get(state, "count")
@@ -248,7 +281,9 @@ def test_shapes_and_dtypes_are_stable(dtype, name):
         tx = OPTIMIZERS[name](optax.adam(0.1))
         initial = params = numbers(0, dtype=dtype)
         state = tx.init(params)
-        dtypes = jax.tree.map(lambda x: x.dtype, optax.tree.get(state, WEIGHTS_NAMES[name]))
+        dtypes = jax.tree.map(
+            lambda x: x.dtype, optax.tree.get(state, OPTIMIZERS[name].weights_name)
+        )
         assert set(jax.tree.leaves(dtypes)) == {jnp.dtype(dtype)}
 
         @jax.jit
@@ -264,7 +299,7 @@ def test_shapes_and_dtypes_are_stable(dtype, name):
         for skip in (False, True, False, False):
             params, state, updates = step(params, state, skip)
             chex.assert_trees_all_equal_dtypes(params, updates, initial)
-        assert int(optax.tree.get(state, STEP_NAMES[name])) == 3
+        assert int(optax.tree.get(state, OPTIMIZERS[name].step_name)) == 3
         final = p2t.permuted_params(state, params)
         helpers.assert_permuted(name, final, initial, params, AXES)
         assert bool(p2t.is_permutation(final, initial))
@@ -303,7 +338,7 @@ def test_map_params(vectors, name):
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
     adam, ours = mapped
     assert (adam[0].count, adam[0].mu) == ("other", names)
-    assert getattr(ours, WEIGHTS_NAMES[name]) == names
+    assert getattr(ours, OPTIMIZERS[name].weights_name) == names
     others = {leaf for leaf in jax.tree.leaves(ours) if not leaf.startswith("like")}
     assert others == {"other"}
 
@@ -320,7 +355,7 @@ def test_map_params_where_parameters_are_masked(name):
         names,
         is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
     )
-    weights = optax.tree.get(mapped, WEIGHTS_NAMES[name])
+    weights = optax.tree.get(mapped, OPTIMIZERS[name].weights_name)
     assert weights == names | {"bias": optax.MaskedNode()}
 
 
@@ -374,32 +409,18 @@ def test_sharding_types_are_stable(spec, axes, name):
         assert types(after) == (types(params), types(state))
         assert types(jax.jit(tx.init)(params)) == types(state)
         assert jax.eval_shape(tx.update, params, state, params) == jax.eval_shape(lambda: after)
-    weights = optax.tree.get(state, WEIGHTS_NAMES[name])
+    weights = optax.tree.get(state, OPTIMIZERS[name].weights_name)
     assert jax.typeof(weights).sharding.spec == jax.typeof(params).sharding.spec
 
 
 # Wrappers
 
 
-def injected(name, **hyperparameters):
-    if name == "laperm":
-        make = optax.inject_hyperparams(p2t.laperm, static_args=OPTIONS[name])
-        return make(optax.adam(0.1), **{"sync_period": 2, **hyperparameters}, vectors=AXES)
-    make = optax.inject_hyperparams(p2t.sgperm, static_args=OPTIONS[name])
-    hyperparameters = {"aggressiveness": 0.3, "partition_ratio": 0.25, **hyperparameters}
-    return make(0, **hyperparameters, inner=None, vectors=AXES)
-
-
-PLAIN = {
-    "laperm": lambda: p2t.laperm(optax.adam(0.1), 2, vectors=AXES),
-    "sgperm": lambda: p2t.sgperm(0, 0.3, 0.25, vectors=AXES),
-}
-
-
 @pytest.mark.parametrize("kind", [lambda value: value, np.asarray], ids=["number", "array"])
 def test_inject_hyperparams_changes_nothing(kind, name):
-    values = {"laperm": {"sync_period": kind(2.0)}, "sgperm": {"aggressiveness": kind(0.3)}}
-    plain, wrapped = PLAIN[name](), injected(name, **values[name])
+    inner, (hyperparameter, value) = optax.adam(0.1), OPTIMIZERS[name].hyperparameter
+    plain = OPTIMIZERS[name](inner, vectors=AXES)
+    wrapped = OPTIMIZERS[name].injected(inner, **{hyperparameter: kind(value)}, vectors=AXES)
     params = numbers(0)
     state, wrapped_state = plain.init(params), jax.jit(wrapped.init)(params)
     chex.assert_trees_all_equal(wrapped_state.inner_state, state)
@@ -413,7 +434,7 @@ def test_inject_hyperparams_changes_nothing(kind, name):
 
 
 def test_an_injected_sync_period_can_be_changed_during_training():
-    tx = injected("laperm", sync_period=3)
+    tx = INJECT_LAPERM(inner=optax.adam(0.1), vectors=AXES)
     params = initial = numbers(0)
     state = tx.init(params)
     waited = []
@@ -435,7 +456,7 @@ def test_an_injected_sync_period_can_be_changed_during_training():
 
 
 def test_an_injected_aggressiveness_can_be_changed_during_training():
-    tx = injected("sgperm", aggressiveness=0.1)
+    tx = INJECT_SGPERM(aggressiveness=0.1, vectors=AXES)
     params = initial = numbers(0)
     state = tx.init(params)
     state.hyperparams["aggressiveness"] = jnp.array(0.0)
@@ -459,7 +480,7 @@ def test_multi_steps_gives_zeros_between_and_permutations_in_the_end(dtype, name
             chex.assert_trees_all_equal(updates, optax.tree.zeros_like(params))
             continue
         params = optax.apply_updates(params, updates)
-        assert int(optax.tree.get(state, STEP_NAMES[name])) == i // 3
+        assert int(optax.tree.get(state, OPTIMIZERS[name].step_name)) == i // 3
         final = p2t.permuted_params(state, params)
         helpers.assert_permuted(name, final, initial, params, AXES)
     assert min(helpers.moved(final, initial)) > 0.3
@@ -548,7 +569,7 @@ def test_sync_period(period):
 
 def test_a_schedule_may_stand_in_inject_hyperparams():
     schedule = PERIODS["stairs up"]
-    tx = injected("laperm", sync_period=schedule)
+    tx = INJECT_LAPERM(inner=optax.adam(0.1), sync_period=schedule, vectors=AXES)
     params = numbers(0)
 
     def step(state, grads):

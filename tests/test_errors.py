@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import OPTIMIZERS, OPTIONS
+from helpers import INJECT_LAPERM, OPTIMIZERS
 
 import p2t_jax as p2t
 
@@ -94,12 +94,13 @@ def test_a_whole_number_may_be_a_float(k):
 
 @pytest.mark.parametrize("how", ["schedule", "array", "injected", "injected schedule"])
 def test_a_fraction_of_a_schedule_counts_as_the_next_whole_number(how):
-    inject = optax.inject_hyperparams(p2t.laperm, static_args=OPTIONS["laperm"])
     tx = {
         "schedule": lambda: p2t.laperm(SGD, optax.exponential_decay(1.5, 100, 1.1)),
         "array": lambda: p2t.laperm(SGD, jnp.array(1.5)),
-        "injected": lambda: inject(SGD, sync_period=1.5),
-        "injected schedule": lambda: inject(SGD, sync_period=optax.constant_schedule(1.5)),
+        "injected": lambda: INJECT_LAPERM(inner=SGD, sync_period=1.5),
+        "injected schedule": lambda: INJECT_LAPERM(
+            inner=SGD, sync_period=optax.constant_schedule(1.5)
+        ),
     }[how]()
     state = tx.init(PARAMS)
     for update, steps in ((tx.update, 1), (jax.jit(tx.update), 0)):
@@ -114,12 +115,8 @@ def test_an_infinite_sync_period_never_ends():
 
 @pytest.mark.parametrize("hyperparameter", HYPERPARAMETERS)
 def test_an_injected_hyperparameter_is_seen_in_init(hyperparameter):
-    if hyperparameter == "sync_period":
-        make = optax.inject_hyperparams(p2t.laperm, static_args=OPTIONS["laperm"])
-        tx = make(SGD, sync_period=0)
-    else:
-        make = optax.inject_hyperparams(p2t.sgperm, static_args=OPTIONS["sgperm"])
-        tx = make(0, **{hyperparameter: 0}, inner=None)
+    tx = OPTIMIZERS["laperm" if hyperparameter == "sync_period" else "sgperm"]
+    tx = tx.injected(**{hyperparameter: 0})
     with pytest.raises(ValueError, match=rf"^{hyperparameter}: .* 0"):
         tx.init(PARAMS)
 

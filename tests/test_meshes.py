@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import OPTIMIZERS, WEIGHTS_NAMES
+from helpers import OPTIMIZERS
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import AUTO, EXPLICIT, make_mesh, put
@@ -52,10 +52,12 @@ def test_a_state_may_be_split_otherwise_than_its_parameters(splits, tx, name):
         params, weights, grads = (
             jax.device_put(x, NamedSharding(mesh, spec))
             for x, spec in zip(
-                (KERNEL, optax.tree.get(state, WEIGHTS_NAMES[name]), GRADS), splits, strict=True
+                (KERNEL, optax.tree.get(state, OPTIMIZERS[name].weights_name), GRADS),
+                splits,
+                strict=True,
             )
         )
-        state = optax.tree.set(state, **{WEIGHTS_NAMES[name]: weights})
+        state = optax.tree.set(state, **{OPTIMIZERS[name].weights_name: weights})
         result = jax.jit(train, static_argnums=0)(tx, params, state, grads)
     chex.assert_trees_all_close(result, expected, atol=1e-6)
     assert bool(p2t.is_permutation(np.asarray(result[1]), np.asarray(KERNEL), vectors=0))

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from helpers import OPTIMIZERS, TX, WEIGHTS_NAMES, assert_identical
+from helpers import OPTIMIZERS, TX, assert_identical
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -174,12 +174,12 @@ def test_derivative_with_respect_to_the_initial_weights(wrap, name):
     def function(kernel):
         params = initial | {"kernel": kernel}
         _, state = tx.update(GRADS, tx.init(params), params)
-        return loss(p2t.permuted_params(state, phi if name == "laperm" else params))
+        return loss(p2t.permuted_params(state, phi if OPTIMIZERS[name].follows_params else params))
 
     def permuted(kernel):
         params = initial | {"kernel": kernel}
         _, state = tx.update(GRADS, tx.init(params), params)
-        return p2t.permuted_params(state, phi if name == "laperm" else params)
+        return p2t.permuted_params(state, phi if OPTIMIZERS[name].follows_params else params)
 
     want = moved_back(permuted(initial["kernel"]), initial)
     np.testing.assert_allclose(wrap(jax.grad(function))(initial["kernel"]), want, rtol=1e-6)
@@ -288,8 +288,8 @@ def test_orbax_restores_without_a_target(tmp_path, name):
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)
         restored = checkpointer.restore(tmp_path / "state")
-    weights = optax.tree.get(state, WEIGHTS_NAMES[name])
-    chex.assert_trees_all_equal(restored[1][WEIGHTS_NAMES[name]], weights)
+    weights = optax.tree.get(state, OPTIMIZERS[name].weights_name)
+    chex.assert_trees_all_equal(restored[1][OPTIMIZERS[name].weights_name], weights)
     arrays = {helpers.path_of(path): x for path, x in jax.tree.leaves_with_path(restored)}
     again = jax.tree.map_with_path(lambda path, _: arrays[helpers.path_of(path)], tx.init(PARAMS))
     assert_identical(p2t.permuted_params(again, params), final)

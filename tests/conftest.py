@@ -44,6 +44,28 @@ def name(request):
 
 
 @pytest.fixture
+def no_picture_shown(monkeypatch):
+    """No picture is shown by itself, and no setting changes."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    before = dict(mpl.rcParams)
+    plt.close("all")  # what other tests left, the docstrings' examples for one
+    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
+    yield
+    assert dict(mpl.rcParams) == before
+    plt.close("all")
+
+
+@pytest.fixture
+def ax():
+    import matplotlib.pyplot as plt
+
+    _, (ax, _) = plt.subplots(1, 2)  # plt.gca() is the other one
+    return ax
+
+
+@pytest.fixture
 def host_calls(monkeypatch):
     """A list of the calls of the host from now on: see `helpers.spy_on_the_host`."""
     import helpers

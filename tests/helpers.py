@@ -75,22 +75,22 @@ class Optimizer(NamedTuple):
 
     Attributes:
         make: `(inner, **options)`.
-        link: makes it without an inner optimizer.
         injected: `(inner, **options)`: makes it with its hyperparameters in the state.
         hyperparameter: the name of one of these, and its value.
         step_name: its counter in the state.
         weights_name: its weights in the state.
         numbers: how many numbers its state has besides.
+        link: makes it without an inner optimizer.
         follows_params: whether exact parameters have the ranking of `params`; else the state knows.
     """
 
     make: Callable[..., Any]
-    link: Callable[..., Any]
     injected: Callable[..., Any]
     hyperparameter: tuple[str, Any]
     step_name: str
     weights_name: str
     numbers: int
+    link: Callable[..., Any] | None = None
     follows_params: bool = False
 
     def __call__(self, *inner, **options):
@@ -273,6 +273,15 @@ def _map_with_axes(function, axes, *trees):
     leaves = map(jax.tree.structure(trees[0]).flatten_up_to, (*trees, axes))
     results = [function(*leaf) for leaf in zip(*leaves, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(trees[0]), results)
+
+
+def uniform_limit(w):
+    return float(abs(w).max())
+
+
+def points(collection):
+    """Of a scatter plot."""
+    return np.ma.getdata(collection.get_offsets()).tolist()
 
 
 def moved(tree, other):

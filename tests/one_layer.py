@@ -10,14 +10,13 @@ from helpers import TX
 
 import p2t_jax as p2t
 
+RNG = np.random.default_rng(0)
 PARAMS = {
-    "kernel": np.asarray(jax.random.normal(jax.random.key(0), (24, 3))),
+    "kernel": RNG.normal(size=(24, 3)).astype(np.float32),
     "bias": np.arange(3, dtype=np.float32),
 }
 AXES = {"kernel": (0,), "bias": None}
-GRADS = {
-    name: np.asarray(jax.random.normal(jax.random.key(1), w.shape)) for name, w in PARAMS.items()
-}
+GRADS = {name: RNG.normal(size=w.shape).astype(np.float32) for name, w in PARAMS.items()}
 
 
 def train(tx, params=PARAMS, steps=3, wrap=jax.jit):

@@ -16,8 +16,8 @@ import p2t_jax as p2t
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
-KERNEL = jax.random.normal(jax.random.key(0), (24, 8))
-GRADS = jnp.sin(100 * KERNEL)
+KERNEL = jnp.asarray(np.random.default_rng(0).normal(size=(24, 8)), jnp.float32)
+GRADS = np.sin(100 * KERNEL)
 
 
 @pytest.fixture(params=[True, False], ids=["host", "no host"])

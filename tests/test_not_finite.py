@@ -11,9 +11,13 @@ from helpers import OPTIMIZERS
 
 import p2t_jax as p2t
 
+RNG = np.random.default_rng(0)
 PARAMS = {
-    "body": {"bias": jnp.zeros(3), "kernel": 0.1 * jax.random.normal(jax.random.key(0), (20, 3))},
-    "head": {"kernel": 0.1 * jax.random.normal(jax.random.key(1), (24, 2))},
+    "body": {
+        "bias": jnp.zeros(3),
+        "kernel": jnp.asarray(0.1 * RNG.normal(size=(20, 3)), "float32"),
+    },
+    "head": {"kernel": jnp.asarray(0.1 * RNG.normal(size=(24, 2)), "float32")},
 }
 AXES = {"body": {"bias": None, "kernel": (0,)}, "head": {"kernel": (0,)}}
 SGD = optax.sgd(0.1)

@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, set before JAX is imported; and the fixtures of the suite."""
+"""Eight CPU devices and cheap compilation for every test; and the fixtures of the suite."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# The time of the suite is nearly all XLA's, which leaves out its expensive passes.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
@@ -26,15 +28,6 @@ def _few_memory_maps():
         import jax
 
         jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def compile_fast():
-    """For modules whose time is nearly all XLA's: it leaves out the expensive passes."""
-    import helpers
-
-    with helpers.config("jax_disable_most_optimizations", True):
-        yield
 
 
 @pytest.fixture(params=["laperm", "sgperm"])

@@ -15,8 +15,6 @@ from jax.sharding import PartitionSpec as P
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture(params=OPTIMIZERS)
 def name(request):

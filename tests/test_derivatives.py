@@ -12,9 +12,6 @@ from one_layer import EAGER_OR_JIT, GRADS, PARAMS, expected
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 COTANGENTS = jax.tree.map(
     lambda w: np.cos(np.arange(w.size, dtype=np.float32)).reshape(w.shape), PARAMS
 )

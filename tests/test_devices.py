@@ -34,8 +34,6 @@ from layouts import (
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def step_of(tx):
     return functools.partial(helpers.step, tx=tx)
@@ -338,11 +336,13 @@ def test_ensemble_of_one_beginning_over_explicit_axes(name):
 # Other processes, because these would hang where they fail
 
 
-@pytest.mark.parametrize("door", [(), pytest.param(("ffi",), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("door", [(), ("ffi",)])
 def test_hundreds_of_steps_with_collectives_around_the_host(door, name):
     helpers.wait_for([helpers.worker("stress", name, *door, devices=8)], 360)
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -21,7 +21,6 @@ import p2t_jax as p2t
 from p2t_jax.initializers import from_profile, kaiming, to_grid
 from p2t_jax.profiles import weight_profiles
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 KEY = jax.random.key(0)
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 IMAGES = jnp.zeros((1, 8, 8, 3))

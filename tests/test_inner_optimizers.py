@@ -12,9 +12,6 @@ from optax import contrib
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 # Inner optimizers: all of Optax's. Every one is given every extra argument that one of them needs.
 
 ALIASES = """

@@ -8,9 +8,6 @@ from one_layer import PARAMS, train
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 KEYS = {
     "int": lambda: 5,
     "negative": lambda: -5,

@@ -14,8 +14,6 @@ from test_study_tools import TOOLS
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 KERNEL = jnp.asarray(np.random.default_rng(0).normal(size=(24, 8)), jnp.float32)
 GRADS = np.sin(100 * KERNEL)
 

@@ -25,8 +25,6 @@ from one_layer import EAGER_OR_JIT, GRADS, PARAMS, train
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 # Buffers
 
 

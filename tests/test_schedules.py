@@ -13,8 +13,6 @@ from helpers import INJECT_LAPERM
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def reading_of_the_docstring(k, steps):
     """At which steps `laperm` says it synchronizes: slowly, and without JAX."""

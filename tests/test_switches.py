@@ -13,9 +13,6 @@ from one_layer import AXES, PARAMS, expected, train
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 SAME = {  # switches that change nothing about the result
     "jax_check_tracer_leaks": True,
     "jax_debug_infs": True,

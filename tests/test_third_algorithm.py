@@ -16,7 +16,6 @@ from swapperm import swapperm
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 TX = swapperm(0)
 
 

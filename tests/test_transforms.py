@@ -13,8 +13,6 @@ from helpers import GRADS, OPTIMIZERS, PARAMS, TX, assert_identical, expected, m
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 MEMBERS = 4
 PERIODS = np.array([1, 2, 3, 5])
 

@@ -14,8 +14,6 @@ from helpers import OPTIMIZERS
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 PARAMS = {
     "body": {"kernel": jnp.arange(24.0).reshape(12, 2), "bias": jnp.ones(2)},
     "head": {"kernel": -jnp.arange(24.0).reshape(12, 2), "bias": jnp.ones(2)},

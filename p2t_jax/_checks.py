@@ -1,6 +1,5 @@
 """Validation of scalar arguments: real numbers, ratios, random keys and names of axes."""
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +12,9 @@ from p2t_jax._jax_internals import is_traced
 
 
 def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | None:
-    """The value of a hyperparameter, or None if it is traced.
+    """The value of an int, a float or a scalar array; None if it is traced.
 
-    Args:
-        name: what the argument is called, for the error.
-        value: an int, a float or a scalar array.
-        schedule: whether the argument may also be a schedule, for the error.
-
-    Returns:
-        The value as a float; None if it is traced, when only its type and shape are known.
+    `name` is what the argument is called, and `schedule` whether it may be one, for the error.
 
     Raises:
         TypeError: If it is not a real number.
@@ -41,15 +34,10 @@ def real_scalar(name: str, value: Any, *, schedule: bool = False) -> float | Non
 
 
 def whole(name: str, value: Any) -> None:
-    """Refuses a fraction. Arrays of JAX may be one: `optax.inject_hyperparams` makes floats.
-
-    Raises:
-        ValueError: If it is a number of Python or NumPy that is finite and not whole.
-    """
-    if isinstance(value, float | np.generic | np.ndarray):
-        number = float(value)
-        if math.isfinite(number) and not number.is_integer():
-            raise ValueError(f"{name}: must be a whole number, got {value}.")
+    """Refuses a fraction. Arrays of JAX may be one: `optax.inject_hyperparams` makes floats."""
+    number = float(value) if isinstance(value, float | np.generic | np.ndarray) else 0.0
+    if math.isfinite(number) and not number.is_integer():
+        raise ValueError(f"{name}: must be a whole number, got {value}.")
 
 
 def hyperparameter(check: Callable[[Any], None], value: Any) -> None:
@@ -65,27 +53,14 @@ def hyperparameter(check: Callable[[Any], None], value: Any) -> None:
 
 
 def ratio(name: str, value: Any) -> None:
-    """Refuses a number outside (0, 1], unless it is traced.
-
-    Raises:
-        TypeError: If it is not a real number.
-        ValueError: If it is outside (0, 1], or not a scalar.
-    """
+    """Refuses what is not a real number in (0, 1], as far as it is known."""
     number = real_scalar(name, value, schedule=True)
     if number is not None and not 0 < number <= 1:
         raise ValueError(f"{name}: must be in (0, 1], got {value}.")
 
 
 def device_index(name: str, axis_name: Any) -> jax.Array:
-    """This device's position on an axis of a `pmap`, `shard_map` or `vmap`.
-
-    Args:
-        name: what the argument is called, for the error.
-        axis_name: the axis.
-
-    Raises:
-        ValueError: If no such axis is bound.
-    """
+    """This device's position on an axis of a `pmap`, `shard_map` or `vmap`, if it is bound."""
     try:
         return jax.lax.axis_index(axis_name)
     except NameError:
@@ -96,36 +71,25 @@ def device_index(name: str, axis_name: Any) -> jax.Array:
 
 
 def random_key(name: str, key: Any) -> jax.Array:
-    """A typed key of `jax.random`, from anything that represents one.
+    """A typed key of `jax.random`, as a scalar array.
 
-    Args:
-        name: what the argument is called, for the error.
-        key: a typed key, the raw data of one (uint32, as `jax.random.PRNGKey` returns) or an
-            integer seed; each may be traced.
-
-    Returns:
-        A scalar array of keys.
-
-    Raises:
-        TypeError: If it is none of these.
+    It is made of such a key, of the raw data of one (uint32, as `jax.random.PRNGKey` returns) or of
+    an integer seed; each may be traced. Anything else is a TypeError.
     """
     check_key(name, key)
     if _is_typed(key):
         return jnp.asarray(key)
-    if np.shape(key):
-        with contextlib.suppress(TypeError, ValueError):  # not of the length of a key
-            wrapped: jax.Array = jax.random.wrap_key_data(jnp.asarray(key))
-            return wrapped
-        raise _no_key(name, key)
-    return jax.random.key(key)
+    if not np.shape(key):
+        return jax.random.key(key)
+    try:
+        wrapped: jax.Array = jax.random.wrap_key_data(jnp.asarray(key))
+    except (TypeError, ValueError):  # not of the length of a key
+        raise _no_key(name, key) from None
+    return wrapped
 
 
 def check_key(name: str, key: Any) -> None:
-    """Raises the error of `random_key`, but computes nothing.
-
-    Raises:
-        TypeError: If it is not a key.
-    """
+    """Raises the error of `random_key`, but computes nothing."""
     dtype, shape = getattr(key, "dtype", None), np.shape(key)
     if _is_typed(key):
         is_key = not shape

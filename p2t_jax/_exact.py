@@ -65,7 +65,7 @@ def permuted_params(state: optax.OptState, params: optax.Params) -> optax.Params
     for node in states:
         permuted |= node.exact_params(leaves)
     exact = [permuted.get(path, leaf) for path, leaf in leaves.items()]
-    return jax.tree.unflatten(jax.tree.structure(params), map(_leaves.copy, exact))
+    return jax.tree.unflatten(jax.tree.structure(params), map(_leaves.copied, exact))
 
 
 def _knows_exact_params(node: Any) -> bool:
@@ -162,13 +162,11 @@ def _compared(
     ]
     comparable = [(x, initial) for x, initial in pairs if _leaves.fits(initial, x.array)]
     axes = [leaf.axes for leaf, _ in comparable if leaf.axes is not None]
-    bits = [_leaves.bits(leaf.array, initial) for leaf, initial in comparable]
-
-    def sorted_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-        return permute_vectors(_SortBits(), axes, leaves, leaves)
-
-    now = sorted_bits([now for now, _ in bits])
-    before = sorted_bits([before for _, before in bits])
+    bits = [_leaves.bit_patterns(leaf.array, initial) for leaf, initial in comparable]
+    now, before = (
+        permute_vectors(_SortBits(), axes, words, words)
+        for words in ([now for now, _ in bits], [before for _, before in bits])
+    )
     same = {
         leaf.path: _leaves.to_rows(a == b, vector_axes).all(axis=-1)
         for (leaf, _), vector_axes, a, b in zip(comparable, axes, now, before, strict=True)

@@ -3,10 +3,10 @@
 Nothing else in the library imports one, so that a change in JAX concerns this file alone. Each has
 a line on what it stands for and what would replace it. This file imports nothing of the
 library, so that everything may import it. The names of JAX's primitives and of their parameters are
-in `p2t_jax._vectors`: if one changes, `infer_vectors` asks for the axes that it cannot find.
+in `p2t_jax._vectors.inference`: if one changes, `infer_vectors` asks for the axes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -106,6 +106,20 @@ def is_literal(var: Any) -> bool:
     Stands for: `jax.extend.core.Literal`. Replaced by: the documentation of jaxprs.
     """
     return isinstance(var, Literal)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr and, after each, those of the jaxprs in its parameters.
+
+    Stands for: the layout of a jaxpr. Replaced by: a public walk over one.
+    """
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
 
 
 def varying_axes(array: jax.Array) -> frozenset[Any]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from jax.sharding import NamedSharding, PartitionSpec
 
 from p2t_jax._jax_internals import is_traced
-from p2t_jax._vectors import Path, VectorSpec, named_leaves, pair, show, vector_axes
+from p2t_jax._vectors import Path, VectorSpec, named_leaves, show, vector_axes
 
 Axes: TypeAlias = tuple[int, ...]
 
@@ -52,10 +52,8 @@ class Leaf(NamedTuple):
     def vector_name(self, row: int) -> str:
         """One weight vector, as one would index it; `row` counts those of `to_rows`."""
         assert self.axes is not None
-        shape = self.array.shape
-        sizes = [size for axis, size in enumerate(shape) if axis not in self.axes]
-        others = iter(np.unravel_index(row, sizes))
-        index = [":" if axis in self.axes else str(next(others)) for axis in range(len(shape))]
+        others = iter(np.unravel_index(row, vector_shape(self.array.shape, self.axes)))
+        index = [":" if i in self.axes else str(next(others)) for i in range(self.array.ndim)]
         return f"{self.name}[{', '.join(index)}]"
 
 
@@ -92,15 +90,8 @@ def note_single_weights(leaves: Sequence[Leaf]) -> None:
     """
     reasons: dict[str, list[str]] = {}
     for leaf in leaves:
-        if leaf.axes is None:
-            continue
-        if vector_length(leaf.array.shape, leaf.axes) == 1:
-            reason = "have one weight"
-        elif _all_constant(leaf.array, leaf.axes):
-            reason = "have equal weights"
-        else:
-            continue
-        reasons.setdefault(reason, []).append(f"{leaf.name} {tuple(leaf.array.shape)}")
+        if leaf.axes is not None and (reason := _why_constant(leaf.array, leaf.axes)):
+            reasons.setdefault(reason, []).append(f"{leaf.name} {tuple(leaf.array.shape)}")
     if reasons:
         which = " and those of ".join(f"{', '.join(names)} {why}" for why, names in reasons.items())
         warnings.warn(
@@ -111,36 +102,32 @@ def note_single_weights(leaves: Sequence[Leaf]) -> None:
         )
 
 
-def _all_constant(array: Any, axes: Axes) -> bool:
-    """Whether in each vector all weights are identical; False for values that are not known here.
+def _why_constant(array: Any, axes: Axes) -> str | None:
+    """Why no vector has a second permutation; None if one has, or values are not known here.
 
-    A layer with some such vectors (dead neurons, zero padding) still trains.
+    A layer with some constant vectors (dead neurons, zero padding) still trains.
     """
+    if vector_length(array.shape, axes) == 1:
+        return "have one weight"
     known = isinstance(array, np.ndarray | jax.Array) and not is_traced(array) and array.size
     if not known or (isinstance(array, jax.Array) and not array.is_fully_addressable):
-        return False
+        return None
     xp: Any = jnp
     if isinstance(array, np.ndarray) or {device.platform for device in array.devices()} == {"cpu"}:
         xp, array = np, np.asarray(array)  # no copy, and nothing to compile
     size = f"int{8 * array.dtype.itemsize}"
     words = array.view(size) if xp is np else jax.lax.bitcast_convert_type(array, size)
-    return bool((words.min(axis=axes) == words.max(axis=axes)).all())
+    same = (words.min(axis=axes) == words.max(axis=axes)).all()
+    return "have equal weights" if same else None
 
 
 def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list[Any]:
     """The leaves of a tree that mirrors `params`, in the order of `jax.tree.leaves(params)`.
 
-    Args:
-        name: the argument that `tree` came in, for the error.
-        tree: a tree of the structure and shapes of `params`. None may stand for a leaf.
-        params: the parameters.
-        dtypes: whether the dtypes must be equal, too.
-
-    Returns:
-        As many leaves as `params` has.
+    None may stand for a leaf. `name` is the argument that the tree came in, for the error.
 
     Raises:
-        ValueError: If structure, shapes or dtypes differ.
+        ValueError: If structure or shapes differ, or dtypes if these must be equal, too.
     """
     treedef: Any = jax.tree.structure(params)
     try:
@@ -153,20 +140,6 @@ def matching(name: str, tree: Any, params: Any, *, dtypes: bool = False) -> list
         if np.shape(leaf) != np.shape(other) or (dtypes and not fits(other, leaf)):
             raise mismatch(name, path, other, leaf)
     return list(map(native, leaves))
-
-
-def entries(name: str, spec: Any, params: Any) -> list[Any]:
-    """The entry of a (prefix) tree for each parameter, in the order of `jax.tree.leaves(params)`.
-
-    Args:
-        name: the argument that `spec` came in, for the error.
-        spec: a tree, matched like a tree of axes, or one entry for all parameters.
-        params: the parameters.
-
-    Raises:
-        ValueError: If the trees do not match.
-    """
-    return [entry for _, _, entry in pair(spec, params, name)]
 
 
 def dtype_of(leaf: Any) -> np.dtype[Any]:
@@ -217,7 +190,7 @@ def in_jax(array: Any) -> jax.Array:
     return jnp.asarray(np.asarray(array) if too_wide(array) else native(array))
 
 
-def bits(one: Any, other: Any) -> tuple[jax.Array, jax.Array]:
+def bit_patterns(one: Any, other: Any) -> tuple[jax.Array, jax.Array]:
     """Integers for the weights of two arrays: equal only if the weights are identical.
 
     Weights are compared in the dtype that both have. Training makes float32 of a float64 NumPy
@@ -229,10 +202,8 @@ def bits(one: Any, other: Any) -> tuple[jax.Array, jax.Array]:
         return jnp.asarray(numbers[0], jnp.int32), jnp.asarray(numbers[1], jnp.int32)
     first, second = in_jax(one), in_jax(other)
     dtype = f"int{8 * first.dtype.itemsize}"
-    return (
-        jax.lax.bitcast_convert_type(first, dtype),
-        jax.lax.bitcast_convert_type(second, dtype),
-    )
+    as_bits = jax.lax.bitcast_convert_type
+    return as_bits(first, dtype), as_bits(second, dtype)
 
 
 def mismatch(name: str, path: Path, leaf: Any, param: Any) -> ValueError:
@@ -280,8 +251,7 @@ def to_rows(array: Any, axes: Axes) -> Any:
 def from_rows(rows: Any, shape: Sequence[int], axes: Axes) -> Any:
     """The inverse of `to_rows`: a parameter of this shape."""
     xp: Any = np if isinstance(rows, np.ndarray) else jnp
-    others = [size for axis, size in enumerate(shape) if axis not in axes]
-    moved = rows.reshape(*others, *(shape[axis] for axis in axes))
+    moved = rows.reshape(*vector_shape(shape, axes), *(shape[axis] for axis in axes))
     return xp.moveaxis(moved, range(-len(axes), 0), axes)
 
 
@@ -324,7 +294,7 @@ def row_axis(shape: Sequence[int], axes: Axes) -> int | None:
     return max(others, key=lambda axis: shape[axis], default=None)
 
 
-def copy(leaf: Any) -> Any:
+def copied(leaf: Any) -> Any:
     """A copy as a JAX array, so that either may be donated; anything else is returned unchanged."""
     is_array = isinstance(leaf, jax.Array | np.ndarray)
     return jnp.array(native(leaf), copy=True) if is_array else leaf

@@ -12,7 +12,7 @@ import optax
 
 from p2t_jax import _checks, _leaves, _ranking, _updates
 from p2t_jax._host.host_choice import HostCallback, host_choice
-from p2t_jax._jax_internals import is_traced, varying_axes, varying_like
+from p2t_jax._jax_internals import equations, is_traced, varying_axes, varying_like
 from p2t_jax._replace import replace_if
 from p2t_jax._vectors import Path, VectorAxes, VectorSpec, named_leaves
 
@@ -295,7 +295,8 @@ def _check_same_on_all(average_over: Any, sync_period: Any, synchronizes: jax.Ar
         differs = bool(devices & varying_axes(synchronizes))
     elif callable(sync_period):
         jaxpr = jax.make_jaxpr(sync_period)(jax.ShapeDtypeStruct((), jnp.int32))
-        differs = "axis_index" in str(jaxpr) or any(map(is_traced, jaxpr.consts))
+        asks = any(eqn.primitive.name == "axis_index" for eqn in equations(jaxpr.jaxpr))
+        differs = asks or any(map(is_traced, jaxpr.consts))
     else:
         differs = is_traced(sync_period)
     if differs:

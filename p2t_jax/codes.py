@@ -92,7 +92,7 @@ def to_codes(params: optax.Params, *, vectors: VectorSpec = "flax", bits: int = 
     if bits not in _BITS or isinstance(bits, bool):
         raise ValueError(f"bits: expected 1, 2, 4 or 8, got {bits!r}.")
     new = [
-        _copy(leaf.array) if leaf.axes is None else _coded(_on_host(leaf), int(bits))
+        _copied(leaf.array) if leaf.axes is None else _coded(_on_host(leaf), int(bits))
         for leaf in _leaves.walk(params, vectors)
     ]
     return jax.tree.unflatten(jax.tree.structure(params), new)
@@ -122,18 +122,16 @@ def from_codes(coded: Any) -> optax.Params:
         >>> p2t.codes.from_codes(coded)["kernel"].tolist()
         [[-1.0, 2.0], [0.0, 2.0], [1.0, 3.0]]
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(coded, is_leaf=_is_codes)
-    new = [_decoded(path, leaf) if _is_codes(leaf) else _copy(leaf) for path, leaf in leaves]
-    return jax.tree.unflatten(treedef, new)
+
+    def decoded(path: Any, leaf: Any) -> Any:
+        return _decoded(path, leaf) if isinstance(leaf, Codes) else _copied(leaf)
+
+    return jax.tree.map_with_path(decoded, coded, is_leaf=lambda node: isinstance(node, Codes))
 
 
-def _is_codes(node: Any) -> bool:
-    return isinstance(node, Codes)
-
-
-def _copy(leaf: Any) -> Any:
-    """Of the same kind: `_leaves.copy` makes JAX arrays, which may be narrower."""
-    return leaf.copy() if isinstance(leaf, np.ndarray) else _leaves.copy(leaf)
+def _copied(leaf: Any) -> Any:
+    """Of the same kind: `_leaves.copied` makes JAX arrays, which may be narrower."""
+    return leaf.copy() if isinstance(leaf, np.ndarray) else _leaves.copied(leaf)
 
 
 def _on_host(leaf: Leaf) -> Leaf:
@@ -160,15 +158,12 @@ def _coded(leaf: Leaf, bits: int) -> Codes:
         codes[block], found = _codes_of(rows[block], leaf, start, bits)
         values.append(found)
     k = max((found.shape[1] for found in values), default=0)
-    table = np.concatenate(
-        [np.zeros((0, k), rows.dtype)]
-        + [np.pad(found, [(0, 0), (0, k - found.shape[1])], "edge") for found in values]
-    )
-    outer = [size for axis, size in enumerate(shape) if axis not in leaf.axes]
+    padded = [np.pad(found, [(0, 0), (0, k - found.shape[1])], "edge") for found in values]
+    table = np.concatenate([np.zeros((0, k), rows.dtype), *padded])
+    outer = _leaves.rows_shape(shape, leaf.axes)
     if m and (table == table[0]).all():
-        table, outer = table[:1], [1] * len(outer)
+        table, outer = table[:1], (1,) * len(shape)
     table = _from_order(table, dtype).reshape(*outer, k)
-    table = np.expand_dims(table, leaf.axes)
     whole = np.ascontiguousarray(_leaves.from_rows(codes, shape, leaf.axes))
     return Codes(whole if bits == 8 else _packed(whole, bits), table, bits, shape)
 

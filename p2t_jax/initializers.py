@@ -13,7 +13,7 @@ import optax
 from p2t_jax import _checks, _leaves
 from p2t_jax._jax_internals import is_traced
 from p2t_jax._leaves import Leaf
-from p2t_jax._vectors import Path, VectorSpec, is_bias
+from p2t_jax._vectors import Path, VectorSpec, is_bias, match_prefix
 
 Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype), as jax.nn.initializers
 
@@ -66,7 +66,10 @@ def kaiming(
         raise ValueError(f"confidence: must be in [0, 1], got {confidence}.")
     _check_gain(gain)
     if values is not None:
-        _check_values(values)
+        if not isinstance(values, int | np.integer) or isinstance(values, bool):
+            raise TypeError(f"values: expected an integer or None, got {values!r}.")
+        if values < 2:
+            raise ValueError(f"values: must be at least 2, got {values}.")
 
     def init(key: Any, shape: Any, dtype: Any = None) -> jax.Array:
         key, dtype = _checks.random_key("key", key), _default_float(dtype)
@@ -267,7 +270,7 @@ def reinitialize(
     _leaves.not_empty(params)
     key = _checks.random_key("key", key)
     leaves = _leaves.walk(params, vectors)
-    initializers = _leaves.entries("initializer", initializer, params)
+    initializers = [init for *_, init in match_prefix(initializer, params, "initializer")]
     fan_ins: dict[Path, set[int]] = {}  # of the weights in each layer
     for leaf in leaves:
         if leaf.axes is not None and not is_bias(leaf.path, leaf.array):
@@ -276,27 +279,25 @@ def reinitialize(
 
     new = []
     for i, (leaf, init) in enumerate(zip(leaves, initializers, strict=True)):
-        if leaf.axes is None or init is None:
-            new.append(_leaves.copy(leaf.array))
-            continue
-        if not callable(init):
+        drawn = leaf.axes is not None and init is not None
+        if drawn and not callable(init):
             raise TypeError(
                 f"initializer: expected an initializer such as p2t_jax.initializers.kaiming() or "
                 f"None for {leaf.name}, got {init!r}."
             )
         fan_in = fan_ins.get(leaf.path[:-1], set())
-        if is_bias(leaf.path, leaf.array) and not fan_in:
-            new.append(_leaves.copy(leaf.array))
-        else:
-            try:
-                drawn = _drawn(jax.random.fold_in(key, i), leaf, init, fan_in)
-            except ValueError as error:  # which knows the shape only
-                raise ValueError(f"{error} The parameter is {leaf.name}.") from error
-            new.append(_leaves.placed_like(leaf.array, drawn))
+        if not drawn or (is_bias(leaf.path, leaf.array) and not fan_in):
+            new.append(_leaves.copied(leaf.array))
+            continue
+        try:
+            weights = _drawn(jax.random.fold_in(key, i), leaf, init, fan_in)
+        except ValueError as error:  # which knows the shape only
+            raise ValueError(f"{error} The parameter is {leaf.name}.") from error
+        new.append(_leaves.placed_like(leaf.array, weights))
     return jax.tree.unflatten(jax.tree.structure(params), new)
 
 
-def _drawn(key: jax.Array, leaf: Leaf, init: Initializer, fan_in: set[int]) -> jax.Array:
+def _drawn(key: jax.Array, leaf: Leaf, init: Initializer, fan_in: set[int]) -> Any:
     """A parameter's new weights, or a bias's: a row of a matrix with as many rows as weights."""
     assert leaf.axes is not None
     shape = leaf.array.shape
@@ -304,8 +305,7 @@ def _drawn(key: jax.Array, leaf: Leaf, init: Initializer, fan_in: set[int]) -> j
     if not is_bias(leaf.path, leaf.array):
         n = _leaves.vector_length(shape, leaf.axes)
         columns = init(key, (n, size // max(n, 1)), dtype)
-        rows: jax.Array = _leaves.from_rows(columns.T, shape, leaf.axes)
-        return rows
+        return _leaves.from_rows(columns.T, shape, leaf.axes)
     if len(fan_in) > 1:
         raise ValueError(
             f"vectors: {leaf.name} is a bias of neurons with {sorted(fan_in)} weights, so its "
@@ -353,7 +353,7 @@ def to_grid(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Para
     """
     _leaves.not_empty(params)
     new = [
-        _leaves.copy(leaf.array) if leaf.axes is None else _on_grid(jnp.asarray(leaf.array))
+        _leaves.copied(leaf.array) if leaf.axes is None else _on_grid(jnp.asarray(leaf.array))
         for leaf in _leaves.walk(params, vectors)
     ]
     return jax.tree.unflatten(jax.tree.structure(params), new)
@@ -361,8 +361,8 @@ def to_grid(params: optax.Params, *, vectors: VectorSpec = "flax") -> optax.Para
 
 def _on_grid(w: jax.Array) -> jax.Array:
     info: Any = jnp.finfo(w.dtype)
-    smallest = jnp.asarray(info.smallest_normal, _leaves.wide(w.dtype))
     wide = w.astype(_leaves.wide(w.dtype))
+    smallest = jnp.asarray(info.smallest_normal, wide.dtype)
     largest = jnp.max(jnp.abs(wide), initial=0, where=jnp.isfinite(wide))
     mantissa, e = jnp.frexp(largest)  # mantissa < 1
     e = jnp.where(mantissa == 0.5, e - 1, e)
@@ -383,13 +383,6 @@ def _fan_in(shape: Any) -> int:
         )
     n: int = math.prod(shape[:-1])
     return max(1, n)
-
-
-def _check_values(values: Any) -> None:
-    if not isinstance(values, int | np.integer) or isinstance(values, bool):
-        raise TypeError(f"values: expected an integer or None, got {values!r}.")
-    if values < 2:
-        raise ValueError(f"values: must be at least 2, got {values}.")
 
 
 def _check_gain(gain: Any) -> None:

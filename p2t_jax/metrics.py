@@ -89,15 +89,12 @@ def _numbers(
     names: tuple[str, ...],
     host_callback: HostCallback,
 ) -> dict[str, jax.Array]:
-    def by_rank(w: Sequence[jax.Array]) -> list[jax.Array]:
-        return _ranking.give_ranking(axes, ranks, w, host_callback=host_callback)
-
     ordered = _ranking.sort(axes, then, host_callback=host_callback)
     ranks = list(map(_shared_ranks, ordered, axes))
-    of_parameters = [
-        _of_parameter(*arrays)
-        for arrays in zip(now, then, by_rank(now), by_rank(then), axes, strict=True)
-    ]
+    ranks_now, ranks_then = (
+        _ranking.give_ranking(axes, ranks, w, host_callback=host_callback) for w in (now, then)
+    )
+    of_parameters = list(map(_of_parameter, now, then, ranks_now, ranks_then, axes))
     sizes = np.array([w.size for w in now])
     shares = jnp.asarray(sizes / sizes.sum(), jnp.float32)
     numbers = {
@@ -109,20 +106,13 @@ def _numbers(
 
 
 def _of_parameter(
-    now: jax.Array,
-    then: jax.Array,
-    rank_now: jax.Array,
-    rank_then: jax.Array,
-    axes: _leaves.Axes,
+    now: jax.Array, then: jax.Array, rank_now: jax.Array, rank_then: jax.Array, axes: _leaves.Axes
 ) -> dict[str, jax.Array]:
-    def centred(array: jax.Array) -> jax.Array:
-        return array - array.mean(axes, keepdims=True)
-
     wide = _leaves.wide(then.dtype)
-    moved = jnp.not_equal(*_leaves.bits(now, then))
+    moved = jnp.not_equal(*_leaves.bit_patterns(now, then))
     w, v = now.astype(wide), then.astype(wide)
     change = jnp.abs(w - v).mean()
-    w, v = centred(w), centred(v)
+    w, v = (array - array.mean(axes, keepdims=True) for array in (w, v))
     deviation, scale = jnp.sqrt((v * v).mean()), jnp.sqrt((w * w).mean() * (v * v).mean())
     n = _leaves.vector_length(now.shape, axes)
     numbers = {

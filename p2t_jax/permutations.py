@@ -54,7 +54,7 @@ def permutation_of(
         if leaf.axes is None:
             sources.append(None)
             continue
-        now, before = _leaves.bits(leaf.array, initial)
+        now, before = _leaves.bit_patterns(leaf.array, initial)
         before = _leaves.placed_like(leaf.array, before)
         source = _sources(*(_leaves.to_rows(bits, leaf.axes) for bits in (now, before)))
         if not is_traced(source) and (source < 0).any():
@@ -103,8 +103,7 @@ def compose(later: jax.typing.ArrayLike, earlier: jax.typing.ArrayLike) -> jax.A
             f"earlier: expected vectors of {second.shape[-1]} weights, as in later, got "
             f"{first.shape[-1]}."
         )
-    shape = jnp.broadcast_shapes(first.shape, second.shape)
-    first, second = jnp.broadcast_to(first, shape), jnp.broadcast_to(second, shape)
+    first, second = jnp.broadcast_arrays(first, second)
     return jnp.take_along_axis(first, second, axis=-1)
 
 

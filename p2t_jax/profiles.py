@@ -38,13 +38,10 @@ def weight_profiles(params: optax.Params, *, vectors: VectorSpec = "flax") -> op
     _leaves.not_empty(params)
     leaves = _leaves.walk(params, vectors)
     profiles: list[Any] = [None] * len(leaves)
-    axes: dict[int, _leaves.Axes] = {}
-    for i, leaf in enumerate(leaves):
-        if leaf.axes is not None and _leaves.too_wide(leaf.array):
-            rows = _leaves.to_rows(np.asarray(leaf.array), leaf.axes)
-            profiles[i] = np.sort(rows, axis=-1, kind="stable")
-        elif leaf.axes is not None:
-            axes[i] = leaf.axes
+    axes = {i: leaf.axes for i, leaf in enumerate(leaves) if leaf.axes is not None}
+    for i in [i for i in axes if _leaves.too_wide(leaves[i].array)]:
+        rows = _leaves.to_rows(np.asarray(leaves[i].array), axes.pop(i))
+        profiles[i] = np.sort(rows, axis=-1, kind="stable")
     ascending = _ranking.sort(list(axes.values()), [jnp.asarray(leaves[i].array) for i in axes])
     for (i, leaf_axes), array in zip(axes.items(), ascending, strict=True):
         profiles[i] = _leaves.to_rows(array, leaf_axes)

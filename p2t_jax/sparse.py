@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from p2t_jax import _checks, _leaves
-from p2t_jax._vectors import VectorSpec
+from p2t_jax._vectors import VectorSpec, match_prefix
 
 
 def prune(
@@ -55,7 +55,7 @@ def prune(
     leaves = _leaves.walk(params, vectors)
     if overall:
         _check_keep(keep, "all weights together")
-    fractions = _leaves.entries("keep", keep, params)
+    fractions = [fraction for *_, fraction in match_prefix(keep, params, "keep")]
     pruned = [
         i
         for i, (leaf, fraction) in enumerate(zip(leaves, fractions, strict=True))
@@ -73,7 +73,7 @@ def prune(
             _random_mask(jax.random.fold_in(key, i), fractions[i], size)
             for i, size in zip(pruned, sizes, strict=True)
         ]
-    new = [_leaves.copy(leaf.array) for leaf in leaves]
+    new = [_leaves.copied(leaf.array) for leaf in leaves]
     for i, mask in zip(pruned, masks, strict=True):
         mask = _leaves.placed_like(leaves[i].array, mask.reshape(new[i].shape))
         new[i] = jnp.where(mask, new[i], 0)

@@ -91,7 +91,7 @@ def pack(
 
     def encode(job: tuple[int, Leaf, int, Array, Array]) -> None:
         place, leaf, start, first_rows, rows = job
-        sorted_rows = _sorted(first_rows)
+        sorted_rows = np.sort(np.ascontiguousarray(first_rows))
         words = coder.encode_rows(sorted_rows, np.array(rows, order="C"))
         if isinstance(words, int):
             raise ValueError(
@@ -141,10 +141,7 @@ def unpack(
 
     leaves = _on_host("initial_params", _leaves.walk(initial_params, vectors))
     origin, body = _checked(data, _fingerprint(leaves))
-    # Read everything before anything is made of it.
-    contents = [body.read(leaf) for leaf in leaves]
-    body.end()
-
+    contents = _contents(body, leaves)  # all is read before anything is made of it
     jobs = []
     arrays: list[Array] = []
     for leaf, content in zip(leaves, contents, strict=True):
@@ -161,7 +158,7 @@ def unpack(
 
     def decode(job: tuple[Leaf, Array, int, memoryview, Array]) -> None:
         leaf, first_rows, checksum, code, out = job
-        sorted_rows = _sorted(first_rows)
+        sorted_rows = np.sort(np.ascontiguousarray(first_rows))
         if _checksum(sorted_rows) != checksum:
             raise ValueError(
                 f"data: was packed with other initial weights than those of {leaf.name}. Make "
@@ -174,47 +171,42 @@ def unpack(
 
     run_jobs(decode, jobs)
     like, treedef = jax.tree.flatten(initial_params)
-    return jax.tree.unflatten(treedef, map(_placed_like, like, arrays))
+    return jax.tree.unflatten(treedef, map(_as_leaf, like, arrays))
 
 
-class _Body:
-    """The bytes between header and checksum, read leaf by leaf."""
+def _contents(body: memoryview, leaves: Sequence[Leaf]) -> list[Any]:
+    """What is stored of each leaf: its bytes, or the checksum and the code of each block."""
 
-    def __init__(self, view: memoryview):
-        self.rest = view
-
-    def take(self, size: int, leaf: Leaf) -> memoryview:
-        if size > len(self.rest):
+    def take(size: int, leaf: Leaf) -> memoryview:
+        nonlocal body
+        if size > len(body):
             raise ValueError(
-                f"data: ends within {leaf.name}: expected {size} more bytes, got {len(self.rest)}."
+                f"data: ends within {leaf.name}: expected {size} more bytes, got {len(body)}."
             )
-        taken, self.rest = self.rest[:size], self.rest[size:]
+        taken, body = body[:size], body[size:]
         return taken
 
-    def read(self, leaf: Leaf) -> Any:
-        if leaf.axes is None:
-            raw = self.take(leaf.array.nbytes, leaf)
-            if leaf.array.dtype == np.bool_ and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
-                raise ValueError(f"data: a boolean of {leaf.name} must be 0 or 1.")
-            return raw
-        blocks = []
-        for _ in _blocks(_bit_rows(leaf)):
-            checksum, size = _BLOCK.unpack(self.take(_BLOCK.size, leaf))
-            blocks.append((checksum, self.take(4 * size, leaf)))
-        return blocks
+    def read(leaf: Leaf) -> Any:
+        if leaf.axes is not None:
+            heads = (_BLOCK.unpack(take(_BLOCK.size, leaf)) for _ in _blocks(_bit_rows(leaf)))
+            return [(checksum, take(4 * size, leaf)) for checksum, size in heads]
+        raw = take(leaf.array.nbytes, leaf)
+        if leaf.array.dtype == np.bool_ and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
+            raise ValueError(f"data: a boolean of {leaf.name} must be 0 or 1.")
+        return raw
 
-    def end(self) -> None:
-        if self.rest:
-            raise ValueError(f"data: has {len(self.rest)} bytes after the last parameter.")
+    contents = list(map(read, leaves))
+    if body:
+        raise ValueError(f"data: has {len(body)} bytes after the last parameter.")
+    return contents
 
 
-def _checked(data: Data, fingerprint: int) -> tuple[str, _Body]:
+def _checked(data: Data, fingerprint: int) -> tuple[str, memoryview]:
     """Origin and body of `data`, which is complete, undamaged and of these parameters."""
     try:
         view = memoryview(data).cast("B")
     except TypeError:
         raise TypeError(f"data: expected the bytes that pack returned, got {data!r:.50}.") from None
-    least = _HEADER.size + _CHECKSUM.size
     if not _MAGIC.startswith(bytes(view[:3])):
         raise ValueError(f"data: not written by p2t_jax.pack: begins with {bytes(view[:3])!r}.")
     if len(view) > 3 and view[3] != _VERSION:
@@ -222,7 +214,7 @@ def _checked(data: Data, fingerprint: int) -> tuple[str, _Body]:
             f"data: has version {view[3]} of the format, but this release of p2t_jax reads "
             f"version {_VERSION}."
         )
-    if len(view) < least:
+    if len(view) < (least := _HEADER.size + _CHECKSUM.size):
         raise ValueError(f"data: truncated: expected at least {least} bytes, got {len(view)}.")
     _, _, size, tree, origin = _HEADER.unpack_from(view)
     if len(view) != size:
@@ -236,7 +228,7 @@ def _checked(data: Data, fingerprint: int) -> tuple[str, _Body]:
             "vector axes."
         )
     body = view[_HEADER.size : -_CHECKSUM.size]
-    return str(body[:origin], "ascii", "replace"), _Body(body[origin:])
+    return str(body[:origin], "ascii", "replace"), body[origin:]
 
 
 def _on_host(name: str, leaves: Sequence[Leaf]) -> list[Leaf]:
@@ -282,12 +274,6 @@ def _blocks(rows: Array) -> list[slice]:
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
-def _sorted(rows: Array) -> Array:
-    sorted_rows = np.array(rows, order="C")
-    sorted_rows.sort(axis=-1)
-    return sorted_rows
-
-
 def _origin() -> str:
     """What random initial weights may depend on, besides rule and seed."""
     config: Any = jax.config
@@ -310,7 +296,7 @@ def _little_endian(array: Array) -> Array:
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
-def _placed_like(leaf: Any, array: Array) -> Any:
+def _as_leaf(leaf: Any, array: Array) -> Any:
     """An array that nothing else refers to, as a leaf of the type and sharding of `leaf`."""
     if isinstance(leaf, jax.Array):
         return jax.device_put(array, leaf.sharding if leaf.committed else None)

@@ -79,6 +79,7 @@ def test_undocumented_interfaces_are_used_in_one_file(home):
     [
         ("_jax_internals", "p2t_jax"),
         ("_vectors/", r"p2t_jax\.(?!_vectors|_jax_internals)"),
+        ("_vectors/(?!inference|__init__)", r"p2t_jax\._vectors\.inference"),
         ("_leaves", r"p2t_jax\.(?!_vectors|_jax_internals)"),
         ("_host/kernels/", r"jax|p2t_jax\.(?!_host\.kernels)"),
         ("_host/", r"p2t_jax\.(?!_host|_leaves|_jax_internals)"),

@@ -13,9 +13,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import p2t_jax as p2t
-from p2t_jax._vectors import flow, primitives
-from p2t_jax._vectors.control import CONTROL
-from p2t_jax._vectors.equations import RULES
+from p2t_jax._vectors.inference import flow, primitives
+from p2t_jax._vectors.inference.control import CONTROL
+from p2t_jax._vectors.inference.equations import RULES
 
 X = jnp.ones((4, 4))
 I4 = jnp.arange(4)

@@ -8,29 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from p2t_jax._vectors.paths import AxesLike, Path, VectorRule, is_index, positions
-from p2t_jax._vectors.rules import STACK_MARK, equinox_vectors, flax_vectors, haiku_vectors
-
-_Struct: Any = jax.ShapeDtypeStruct  # JAX leaves its constructor untyped.
-
-RULES: dict[str, VectorRule] = {
-    "flax": flax_vectors,
-    "equinox": equinox_vectors,
-    "haiku": haiku_vectors,
-}
-
-
-def named_rule(name: str) -> VectorRule:
-    """The rule that a string stands for."""
-    if name not in RULES:
-        names = ", ".join(f'"{known}"' for known in RULES)
-        raise ValueError(f"vectors: expected {names}, a rule or a tree of axes, got {name!r}.")
-    return RULES[name]
-
-
-def as_rule(vectors: VectorRule | str | AxesLike) -> VectorRule | AxesLike:
-    """The rule of a name; anything else unchanged."""
-    return named_rule(vectors) if isinstance(vectors, str) else vectors
+from p2t_jax._vectors.paths import AxesLike, Path, VectorRule, is_index, normalized_axes
+from p2t_jax._vectors.rules import STACK_MARK, as_rule
 
 
 def named_vectors(
@@ -127,7 +106,7 @@ def stacked(rule: VectorRule | str, axis: int = 0) -> VectorRule:
     """
     if not is_index(axis):
         raise TypeError(f"axis: expected the axis of the stack, an int, got {axis!r}.")
-    return _Stacked(named_rule(rule) if isinstance(rule, str) else rule, axis)
+    return _Stacked(as_rule(rule), axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,17 +118,17 @@ class _Stacked:
 
     def __call__(self, path: Path, leaf: Any) -> AxesLike:
         shape = np.shape(leaf)
-        (stack,) = positions(self.axis, path, leaf, "the stack's axis")
-        layer = _Struct(shape[:stack] + shape[stack + 1 :], leaf.dtype)
+        (stack,) = normalized_axes(self.axis, path, leaf, "the stack's axis")
+        layer = jax.ShapeDtypeStruct(shape[:stack] + shape[stack + 1 :], leaf.dtype)
         axes = self.rule(_without_mark(path), layer)
         if axes is None:
             return None
-        return tuple(a + (a >= stack) for a in positions(axes, path, layer))
+        return tuple(a + (a >= stack) for a in normalized_axes(axes, path, layer))
 
 
 def _without_mark(path: Path) -> Path:
     """The path as it is within the stack that an unnamed scan or vmap made."""
-    marked = next((i for i, name in enumerate(path) if STACK_MARK.search(name)), None)
-    if marked is None:
-        return path
-    return tuple(STACK_MARK.sub("", n, 1) if i == marked else n for i, n in enumerate(path))
+    for i, name in enumerate(path):
+        if STACK_MARK.search(name):
+            return (*path[:i], STACK_MARK.sub("", name, 1), *path[i + 1 :])
+    return path

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
-from p2t_jax._vectors.combine import RULES, NamedVectors, named_rule
+from p2t_jax._vectors.combine import NamedVectors
 from p2t_jax._vectors.paths import (
     Path,
     VectorRule,
@@ -23,10 +22,12 @@ from p2t_jax._vectors.paths import (
     children,
     key_name,
     named_leaves,
-    positions,
+    normalized_axes,
     show,
     unboxed,
 )
+from p2t_jax._vectors.questions import Unknown, UnknownVectorsError, question
+from p2t_jax._vectors.rules import RULES, as_rule
 
 VectorSpec: TypeAlias = VectorRule | str | Any  # a rule, its name, or a (prefix) tree of axes
 
@@ -42,10 +43,6 @@ def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None,
     type: a dict fits an nnx `State`, with its Variables or without. A tuple or list is structure
     where `tree` has a tuple or list (or nnx `List`), and axes anywhere else. A node of `tree`
     without leaves (`optax.MaskedNode()`, None) fits anything and yields nothing.
-
-    Args:
-        vectors: the spec.
-        tree: parameters, or anything of their structure, shapes and dtypes.
 
     Returns:
         For each of `jax.tree.leaves(tree)` the axes, non-negative and ascending, or None.
@@ -64,7 +61,7 @@ def vector_axes(vectors: VectorSpec, tree: Any) -> tuple[tuple[int, ...] | None,
     unknown: list[Unknown] = []
     who: dict[str, str] = {}
     paths: dict[Any, list[Path]] = {}
-    for path, leaf, spec in pair(vectors, tree):
+    for path, leaf, spec in match_prefix(vectors, tree):
         if isinstance(spec, NamedVectors):
             paths.setdefault(spec, []).append(path)
         try:
@@ -103,7 +100,7 @@ def _has_gaps(tree: Any) -> bool:
 
 def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     """The axes that a rule, its name, or axes give a leaf."""
-    rule = named_rule(spec) if isinstance(spec, str) else spec
+    rule = as_rule(spec)
     try:
         axes = rule(path, leaf) if callable(rule) else rule
     except UnknownVectorsError:
@@ -112,7 +109,7 @@ def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
         raise
     if axes is None:
         return None
-    found = positions(axes, path, leaf)
+    found = normalized_axes(axes, path, leaf)
     if leaf.dtype.name not in FLOATS:
         raise TypeError(
             f"vectors: axes {axes!r} for {show(path)} of shape {np.shape(leaf)}: expected a "
@@ -122,19 +119,13 @@ def axes_of(spec: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     return found
 
 
-def pair(
+def match_prefix(
     spec: Any, tree: Any, name: str = "vectors", at: Path = ()
 ) -> Iterator[tuple[Path, Any, Any]]:
     """Yields the path and leaf of every leaf of `tree`, and the entry of a (prefix) tree for it.
 
-    Args:
-        spec: a tree of rules, of axes or of anything else, or one entry for the whole tree.
-        tree: the parameters.
-        name: the argument that `spec` came in, for the error.
-        at: the path of both, for the error.
-
-    Raises:
-        ValueError: If the trees do not match.
+    `spec` is a tree of rules, of axes or of anything else, or one entry for the whole tree. `name`
+    is the argument that it came in, and `at` the path of both, for the error if they do not match.
     """
     spec, tree = unboxed(spec), unboxed(tree)
     parts, nodes = children(spec), children(tree)
@@ -159,4 +150,4 @@ def pair(
                 "structure, not as axes."
             )
         for key, node in nodes:
-            yield from pair(by_name[key_name(key)], node, name, (*at, key_name(key)))
+            yield from match_prefix(by_name[key_name(key)], node, name, (*at, key_name(key)))

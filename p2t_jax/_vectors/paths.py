@@ -35,18 +35,13 @@ def named_leaves(tree: Any) -> list[tuple[Path, Any]]:
     `Partitioned` are boxes: they add nothing to the path, so that a tree has the same paths with
     and without them. A parameter whose attribute is called `value` keeps its name.
 
-    Args:
-        tree: parameters, or anything of their structure.
-
-    Returns:
-        Pairs of path and leaf.
-
     Example:
         >>> named_leaves({"layers": [{"kernel": 1.0}]})
         [(('layers', '0', 'kernel'), 1.0)]
     """
     found: list[tuple[Path, Any]] = []
-    for key_path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_special):
+    special = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: _kind(x) is not None)
+    for key_path, node in special:
         at = tuple(map(key_name, key_path))
         if is_box(node):
             for key, child in children(node):
@@ -70,8 +65,8 @@ def below(at: Path, path: Path) -> Path:
 
 def children(node: Any) -> list[tuple[Any, Any]]:
     """The keys and children one level below a node; a leaf has none."""
-    below, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    return [(key_path[0], child) for key_path, child in below if key_path]
+    inside = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+    return [(key_path[0], child) for key_path, child in inside if key_path]
 
 
 def key_name(key: Any) -> str:
@@ -95,10 +90,6 @@ def unboxed(node: Any) -> Any:
             break
         (node,) = inside
     return node
-
-
-def _is_special(node: Any) -> bool:
-    return _kind(node) is not None
 
 
 def _kind(node: Any) -> str | None:
@@ -135,22 +126,22 @@ def is_index(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def positions(axes: Any, path: Path, leaf: Any, what: str = "axes") -> tuple[int, ...]:
+def normalized_axes(axes: Any, path: Path, leaf: Any, what: str = "axes") -> tuple[int, ...]:
     """Checks the axes given for a leaf, and makes them non-negative and ascending."""
-    rank = np.ndim(leaf)
+    ndim = np.ndim(leaf)
     given = f"vectors: {what} {axes!r} for {show(path)} of shape {np.shape(leaf)}"
     axes = tuple(axes) if isinstance(axes, tuple | list | range) else (axes,)
     if not all(map(is_index, axes)):
         raise TypeError(f"{given}: expected an int, a tuple or list of ints, or None.")
     if not axes:
         raise ValueError(f"{given}: expected at least one axis, or None for 'not permuted'.")
-    if not all(-rank <= a < rank for a in axes):
-        expected = f"expected axes from {-rank} to {rank - 1}"
-        raise ValueError(f"{given}: {expected if rank else 'a scalar has none, give it None'}.")
-    positions = tuple(sorted({int(a) % rank for a in axes}))
-    if len(positions) < len(axes):
-        raise ValueError(f"{given}: names an axis twice; expected {positions}.")
-    return positions
+    if not all(-ndim <= a < ndim for a in axes):
+        expected = f"expected axes from {-ndim} to {ndim - 1}"
+        raise ValueError(f"{given}: {expected if ndim else 'a scalar has none, give it None'}.")
+    found = tuple(sorted({int(a) % ndim for a in axes}))
+    if len(found) < len(axes):
+        raise ValueError(f"{given}: names an axis twice; expected {found}.")
+    return found
 
 
 def show(path: Path) -> str:

@@ -128,6 +128,9 @@ class _AsMatched:
     def __hash__(self) -> int:
         return hash(_AsMatched)
 
+    def __str__(self) -> str:
+        return self.text
+
 
 def _pointer(path: Path) -> str:
     """A path as one string, different for different paths: Haiku's names have slashes."""
@@ -145,17 +148,13 @@ def _structure(axes: VectorAxes) -> tuple[tuple[()], str | _AsMatched]:
     return (), _AsMatched() if text == _NO_LEAVES else text
 
 
-def _text(structure: Any) -> str:
-    return structure.text if isinstance(structure, _AsMatched) else str(structure)
-
-
 jax.tree_util.register_pytree_node(
-    VectorAxes, _structure, lambda structure, _: VectorAxes(_text(structure))
+    VectorAxes, _structure, lambda structure, _: VectorAxes(str(structure))
 )
 jax.export.register_pytree_node_serialization(
     VectorAxes,
     serialized_name="p2t_jax.VectorAxes",
-    serialize_auxdata=lambda structure: _text(structure).encode(),
+    serialize_auxdata=lambda structure: str(structure).encode(),
     deserialize_auxdata=lambda data: data.decode(),
     from_children=lambda structure, _: VectorAxes(structure),
 )

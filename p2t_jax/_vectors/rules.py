@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from p2t_jax._vectors.ask import UnknownVectorsError
-from p2t_jax._vectors.paths import AxesLike, Path, layer_class
+from p2t_jax._vectors.paths import AxesLike, Path, VectorRule, layer_class
+from p2t_jax._vectors.questions import UnknownVectorsError
 
 # What Linen (ScanBlock_0, VmapBlock_0) and Haiku call a stack of layers that got no name.
 STACK_MARK = re.compile(r"\b(Scan|Vmap)(?=[A-Z])|__layer_stack")
@@ -26,9 +26,8 @@ _MAYBE_EMBEDDING = re.compile(
     r"emb|(^|_)(tok|token|vocab|word|char|pos|wte|wpe|table|codebook)s?(_|$)"
 )
 _MAYBE_NORM = re.compile(r"norm|^(ln|bn|gn|rms)_?\d*$")
-# Layers whose axes are an argument of their own, so that a kernel of any rank may be of any order.
-_ANY_ORDER = re.compile("einsum")
 _MAYBE_TRANSPOSED = re.compile(r"trans|deconv|upconv|up_conv|conv_?up|tconv|convt")
+_NO_LAYER = "its name and rank fit no layer that the rule knows, or more than one"
 
 
 def flax_vectors(path: Path, leaf: Any) -> AxesLike:
@@ -79,40 +78,40 @@ def flax_vectors(path: Path, leaf: Any) -> AxesLike:
     """
     name, module = _last_names(path)
     shape = np.shape(leaf)
-    rank = len(shape)
-    if rank <= 1 or _NO_VECTORS.fullmatch(name):
+    ndim = len(shape)
+    if ndim <= 1 or _NO_VECTORS.fullmatch(name):
         return None
     _refuse_einsum("flax_vectors", path, leaf, module)
-    if rank == 2 and re.fullmatch(r"(recurrent_)?kernel|w(eights)?_?\d*", name):
+    if ndim == 2 and re.fullmatch(r"(recurrent_)?kernel|w(eights)?_?\d*", name):
         if name == "kernel" and module in ("c_attn", "c_fc", "c_proj"):
             why = "such a kernel is (in, out) in some models and (out, in) in others"
             raise UnknownVectorsError("flax_vectors", path, leaf, why)
         return 0
     if name == "kernel":
         _refuse_stack("flax_vectors", path, leaf)
-        axes = _flax_convolution(path, shape, module) if rank > 2 else None
-        axes = axes or (_flax_attention(path, shape, module) if rank == 3 else None)
+        axes = _flax_convolution(path, shape, module) if ndim > 2 else None
+        axes = axes or (_flax_attention(path, shape, module) if ndim == 3 else None)
         if axes is not None:
             return axes
-    raise _unknown("flax_vectors", path, leaf)
+    raise UnknownVectorsError("flax_vectors", path, leaf, _NO_LAYER)
 
 
 def _flax_convolution(path: Path, shape: tuple[int, ...], module: str) -> AxesLike:
-    rank, sizes = len(shape), shape[:-2]
+    ndim, sizes = len(shape), shape[:-2]
     own_name = next((n for n in reversed("/".join(path).split("/")[:-1]) if not n.isdigit()), "")
     if re.fullmatch(r"ConvLocal_\d+", own_name):
         return -2
     if re.fullmatch(r"Conv_\d+", own_name) and _one_size(sizes):
-        return _all_but(-1, rank)
+        return _all_but(-1, ndim)
     if _MAYBE_TRANSPOSED.search(module) or re.search("local|depthwise|separable|general", module):
         return None
     odd = all(size % 2 for size in sizes)  # ConvLocal has the sizes of its output there.
     if "conv" in module and odd and _one_size(sizes):
-        return _all_but(-1, rank)
+        return _all_but(-1, ndim)
     modules = "/".join(path[-3:-1]).lower()
     patches = re.search("patch|embed|stem", modules) and not re.search("^un|_un|^de|out", module)
-    if rank >= 4 and (set(sizes) == {1} or (patches and _one_size(sizes[-2:]))):
-        return _all_but(-1, rank)
+    if ndim >= 4 and (set(sizes) == {1} or (patches and _one_size(sizes[-2:]))):
+        return _all_but(-1, ndim)
     return None
 
 
@@ -175,39 +174,39 @@ def equinox_vectors(path: Path, leaf: Any) -> AxesLike:
     """
     name, module = _last_names(path)
     shape = np.shape(leaf)
-    rank = len(shape)
+    ndim = len(shape)
     layer = getattr(path, "layer", None)
-    if rank <= 1 or (layer is None and _NO_VECTORS.fullmatch(name)):
+    if ndim <= 1 or (layer is None and _NO_VECTORS.fullmatch(name)):
         return None
     if layer is not None:
         return _equinox_layer(path, leaf, layer)
     if "norm" in module:
         return None
     _refuse_einsum("equinox_vectors", path, leaf, module)
-    if rank == 2 and name in ("weight", "weight_ih", "weight_hh"):
+    if ndim == 2 and name in ("weight", "weight_ih", "weight_hh"):
         if _MAYBE_EMBEDDING.search(module) or _MAYBE_NORM.search(module):
             why = "it may be a Linear, an Embedding or a normalization"
             raise UnknownVectorsError("equinox_vectors", path, leaf, why)
         return 1
     if name == "weight" and (
-        (rank == 3 and "conv" in module) or (rank >= 4 and len(set(shape[2:])) == 1)
+        (ndim == 3 and "conv" in module) or (ndim >= 4 and len(set(shape[2:])) == 1)
     ):
-        return _all_but(0, rank)
-    raise _unknown("equinox_vectors", path, leaf)
+        return _all_but(0, ndim)
+    raise UnknownVectorsError("equinox_vectors", path, leaf, _NO_LAYER)
 
 
 def _equinox_layer(path: Path, leaf: Any, layer: Any) -> AxesLike:
     """The axes of a parameter of one of Equinox's own layers."""
-    kind, name, rank = layer_class(layer), path[-1], np.ndim(leaf)
+    kind, name, ndim = layer_class(layer), path[-1], np.ndim(leaf)
     if not name.startswith("weight") or kind not in (
         *("Linear", "Conv", "ConvTranspose", "GRUCell", "LSTMCell"),
     ):
         return None
     expected = layer.num_spatial_dims + 2 if kind in ("Conv", "ConvTranspose") else 2
-    if rank != expected:
+    if ndim != expected:
         why = f"a {kind}'s {name} has rank {expected}: it may be a stack of layers"
         raise UnknownVectorsError("equinox_vectors", path, leaf, why)
-    return _all_but(0, rank)
+    return _all_but(0, ndim)
 
 
 def haiku_vectors(path: Path, leaf: Any) -> AxesLike:
@@ -244,19 +243,19 @@ def haiku_vectors(path: Path, leaf: Any) -> AxesLike:
     """
     name, module = _last_names(path)
     shape = np.shape(leaf)
-    rank = len(shape)
-    if rank <= 1 or name == "b" or _NO_VECTORS.fullmatch(name):
+    ndim = len(shape)
+    if ndim <= 1 or name == "b" or _NO_VECTORS.fullmatch(name):
         return None
     _refuse_einsum("haiku_vectors", path, leaf, module)
-    if rank == 2 and name in ("w", "w_i", "w_h", "weights"):
+    if ndim == 2 and name in ("w", "w_i", "w_h", "weights"):
         return 0
     if name == "w":
         _refuse_stack("haiku_vectors", path, leaf)
         if "conv" in module and "transpose" in module and _one_size(shape[:-2]):
-            return _all_but(-2, rank)
+            return _all_but(-2, ndim)
         if "conv" in module and "deconv" not in module and _one_size(shape[:-2]):
-            return _all_but(-1, rank)
-    raise _unknown("haiku_vectors", path, leaf)
+            return _all_but(-1, ndim)
+    raise UnknownVectorsError("haiku_vectors", path, leaf, _NO_LAYER)
 
 
 def _last_names(path: Path) -> tuple[str, str]:
@@ -265,13 +264,13 @@ def _last_names(path: Path) -> tuple[str, str]:
     return names[-1] if names else "", names[-2] if len(names) > 1 else ""
 
 
-def _all_but(axis: int, rank: int) -> tuple[int, ...]:
-    return tuple(a for a in range(rank) if a != axis % rank)
+def _all_but(axis: int, ndim: int) -> tuple[int, ...]:
+    return tuple(a for a in range(ndim) if a != axis % ndim)
 
 
 def _refuse_einsum(rule: str, path: Path, leaf: Any, module: str) -> None:
-    """Stops at a layer whose axes are an argument of its own."""
-    if _ANY_ORDER.search(module):
+    """Stops at a layer whose axes are an argument of its own: they may be of any order."""
+    if "einsum" in module:
         why = "the axes of such a layer are what its equation says, which the name does not tell"
         raise UnknownVectorsError(rule, path, leaf, why)
 
@@ -284,6 +283,18 @@ def _refuse_stack(rule: str, path: Path, leaf: Any) -> None:
         raise UnknownVectorsError(rule, path, leaf, why)
 
 
-def _unknown(rule: str, path: Path, leaf: Any) -> UnknownVectorsError:
-    why = "its name and rank fit no layer that the rule knows, or more than one"
-    return UnknownVectorsError(rule, path, leaf, why)
+RULES: dict[str, VectorRule] = {
+    "flax": flax_vectors,
+    "equinox": equinox_vectors,
+    "haiku": haiku_vectors,
+}
+
+
+def as_rule(vectors: Any) -> Any:
+    """The rule of a name; anything else unchanged."""
+    if not isinstance(vectors, str):
+        return vectors
+    if vectors not in RULES:
+        names = ", ".join(f'"{known}"' for known in RULES)
+        raise ValueError(f"vectors: expected {names}, a rule or a tree of axes, got {vectors!r}.")
+    return RULES[vectors]

@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("p2t_jax.plots needs Matplotlib: pip install matplotlib pillow.") from error
 
-from p2t_jax.plots._cycles import chords, permissible_movements
+from p2t_jax.plots._chords import chords, permissible_movements
 from p2t_jax.plots._training import COLORS, animate, learning_curve, movement
 from p2t_jax.plots._weights import connections, profile, profiles, weight_vector
 

@@ -19,9 +19,9 @@ from p2t_jax._host.kernels.lanes import as_float
 _SHORT = 24
 
 # `_sort_by_value`: up to this length few numbers share a part, and this many moves for each of them
-# are faster than another sort. A word has a part, a key, and a position.
+# are faster than another sort. A word has a part and, below it, a position, of 16 bits each.
 _MANY, _MOVES, _PARTS = 1 << 14, 4, 65535
-_PART, _POSITION, _POSITIONS = np.uint64(48), np.uint64(16), np.uint64(0xFFFF)
+_PART, _HIGHER_DIGIT, _POSITIONS = np.uint32(16), np.uint32(24), np.uint32(0xFFFF)
 
 LOW = np.uint64(0xFFFFFFFF)
 HIGH = ~LOW
@@ -29,6 +29,7 @@ HALF = np.uint64(32)
 SIGN = np.uint64(1 << 63)
 _DIGIT = np.uint64(8)
 _DIGIT_MASK = np.uint64(0xFF)
+_BYTE, _ONE = np.uint32(0xFF), np.uint32(1)
 
 
 @functools.partial(jit, inline="always")
@@ -75,7 +76,7 @@ def sort_words(words: Any, scratch: Any, counts: Any) -> None:
         start = counts[digit]
         if start[(words[0] >> shift) & _DIGIT_MASK] == n:
             continue  # all have the same digit: short floats, or weights of one sign and scale
-        _deal(n, source, into, start, shift)
+        _deal(n, source, into, start, shift, _DIGIT_MASK)
         into, source = source, into
         passes += 1
     if passes % 2:
@@ -105,45 +106,50 @@ def sort_positions(words: Any, key: Any, wide: Any, scratch: Any, counts: Any) -
 
 
 @jit
-def _sort_by_value(phi: Any, key: Any, words: Any, scratch: Any, counts: Any) -> bool:
+def _sort_by_value(phi: Any, words: Any, scratch: Any, counts: Any) -> bool:
     """Sort positions stably by the values of float32 numbers: half the passes of `sort_positions`.
 
-    The range of the values is cut into 2^16 equal parts. Numbers are sorted by their parts, which
-    leaves few of them in the wrong order, and then by insertion.
+    The range of the values is cut into 2^16 equal parts. Numbers are sorted by their parts. That
+    leaves few of them in the wrong order, all beside others of the same part.
 
     Args:
-        phi: (n,) bits, n <= `_MANY`.
-        key: (n,) their `float_key`.
-        words: (n,) written: the positions, in the lower 16 bits.
-        scratch: (n,).
+        phi: (n,) bits, uint32, n <= `_MANY`.
+        words: (n,) uint32; written: the positions, in the lower 16 bits.
+        scratch: (n,) uint32.
         counts: (4, 256) uint32.
 
     Returns:
         False, with nothing of use written, if a number is not finite, or if most are in few parts.
     """
-    least = most = key[0]
-    for k in key:
-        least, most = min(least, k), max(most, k)
-    start, end = _float(least, phi), _float(most, phi)
+    least = most = _flipped(np.int32(phi[0]))
+    for bits in phi:
+        key = _flipped(np.int32(bits))
+        least, most = min(least, key), max(most, key)
+    start, end = as_float(np.int64(_flipped(least)), phi), as_float(np.int64(_flipped(most)), phi)
     if not 0 < end - start < np.inf:
         return False
     scale = np.float32(_PARTS) / (end - start)
     if not scale < np.inf:
         return False
-    counts[:2] = 0
     for x in range(phi.size):
         # Rounding is monotonic, so that parts are in the order of their numbers.
-        part = np.uint64(np.int32((as_float(phi[x], phi) - start) * scale))
-        words[x] = (part << _PART) | (key[x] >> _POSITION) | np.uint64(x)
+        part = np.uint32(np.int32((as_float(np.int64(phi[x]), phi) - start) * scale))
+        words[x] = (part << _PART) | np.uint32(x)
+    counts[:2] = 0
     for x in range(phi.size):
-        counts[0, (words[x] >> _PART) & _DIGIT_MASK] += np.uint32(1)
-        counts[1, words[x] >> np.uint64(56)] += np.uint32(1)
-    _deal(phi.size, words, scratch, counts[0], _PART)
-    _deal(phi.size, scratch, words, counts[1], np.uint64(56))
+        counts[0, (words[x] >> _PART) & _BYTE] += _ONE
+        counts[1, words[x] >> _HIGHER_DIGIT] += _ONE
+    _deal(phi.size, words, scratch, counts[0], _PART, _BYTE)
+    _deal(phi.size, scratch, words, counts[1], _HIGHER_DIGIT, _BYTE)
     moves = _MOVES * phi.size
     for x in range(1, phi.size):
+        if (words[x] ^ words[x - 1]) > _POSITIONS:
+            continue  # another part: nearly always
         word, y = words[x], x
-        while y > 0 and words[y - 1] > word:
+        key = _short_key(phi[word & _POSITIONS])
+        while y > 0 and (words[y - 1] ^ word) <= _POSITIONS:
+            if _short_key(phi[words[y - 1] & _POSITIONS]) <= key:
+                break
             words[y] = words[y - 1]
             y -= 1
         words[y] = word
@@ -153,25 +159,36 @@ def _sort_by_value(phi: Any, key: Any, words: Any, scratch: Any, counts: Any) ->
     return True
 
 
-@jit
-def _float(key: Any, phi: Any) -> Any:
-    """The inverse of `float_key` for a float32."""
-    bits = key ^ SIGN if key & SIGN else ~key
-    return as_float(np.int64(bits >> HALF), phi)
+@functools.partial(jit, inline="always")
+def _short_key(bits: Any) -> Any:
+    """The bits of a float32 as a signed key of the same order; -0.0 is 0.0, a NaN is outermost."""
+    key = _flipped(np.int32(bits))
+    return key if key != np.int32(-1) else np.int32(0)
+
+
+@functools.partial(jit, inline="always")
+def _flipped(bits: Any) -> Any:
+    """Negative floats as integers are in the opposite order. This is its own inverse."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @jit
-def _deal(n: Any, source: Any, into: Any, start: Any, shift: Any) -> None:
-    """Sort n words stably by eight of their bits; `start` has how many there are of each number."""
+def _deal(n: Any, source: Any, into: Any, start: Any, shift: Any, mask: Any) -> None:
+    """Sort n words stably by eight of their bits; `start` has how many there are of each number.
+
+    Shift and mask have the type of the words.
+    """
     total = np.uint32(0)
     for d in range(256):
         count = start[d]
         start[d] = total
         total += count
     for i in range(n):
-        d = (source[i] >> shift) & _DIGIT_MASK
-        into[start[d]] = source[i]
-        start[d] += np.uint32(1)
+        word = source[i]
+        d = (word >> shift) & mask
+        at = start[d]
+        into[at] = word
+        start[d] = at + _ONE
 
 
 @jit
@@ -180,6 +197,7 @@ def _positions(
 ) -> None:
     n = phi.shape[1]
     columns, found = np.empty((LANES, n), phi.dtype), np.empty((LANES, n), out.dtype)
+    short, short_scratch = np.empty(n, np.uint32), np.empty(n, np.uint32)
     words = np.empty(n, np.uint64)  # a word: 32 bits of a key, then its position
     key, scratch = np.empty_like(words), np.empty_like(words)
     counts = np.empty((4, 256), np.uint32)
@@ -189,22 +207,27 @@ def _positions(
         count = together(out, first, stop)
         read_columns(phi, first, count, columns)
         for c in range(count):
+            if few and _sort_by_value(columns[c], short, short_scratch, counts):
+                _give(short, _POSITIONS, ranks, found[c])
+                continue
             for x in range(n):
                 key[x] = float_key(columns[c, x], shift, infinity)
-            position = _POSITIONS
-            if not (few and _sort_by_value(columns[c], key, words, scratch, counts)):
-                for x in range(n):
-                    words[x] = (key[x] & HIGH) | np.uint64(x)
-                sort_positions(words, key, shift < HALF, scratch, counts)
-                position = LOW
-            if ranks:
-                for x in range(n):
-                    found[c, words[x] & position] = x
-            else:
-                for x in range(n):
-                    found[c, x] = words[x] & position
+                words[x] = (key[x] & HIGH) | np.uint64(x)
+            sort_positions(words, key, shift < HALF, scratch, counts)
+            _give(words, LOW, ranks, found[c])
         write_columns(found, first, count, out)
         first += count
+
+
+@jit
+def _give(words: Any, positions: Any, ranks: Any, found: Any) -> None:
+    """Write the sorted positions, or the rank of each position; `positions` masks them."""
+    if ranks:
+        for x in range(words.size):
+            found[words[x] & positions] = x
+    else:
+        for x in range(words.size):
+            found[x] = words[x] & positions
 
 
 @functools.cache

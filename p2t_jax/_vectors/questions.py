@@ -86,8 +86,8 @@ def _groups(unknown: Sequence[Unknown]) -> dict[str, list[Unknown]]:
         for member in members:
             by_name.setdefault(_end(member.path, length), []).append(member)
         for name, those in by_name.items():
-            ranks = {len(member.shape) for member in those}
-            if len(ranks) > 1 and any(length < len(_parts(m.path)) for m in those):
+            ndims = {len(member.shape) for member in those}
+            if len(ndims) > 1 and any(length < len(_parts(m.path)) for m in those):
                 pending.append((length + 1, those))
             else:
                 groups[name] = groups.get(name, []) + those

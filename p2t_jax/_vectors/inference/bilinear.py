@@ -13,67 +13,68 @@ einsum's products they are not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from p2t_jax._vectors.origins import (
-    DIRECT,
-    FLAT,
-    OUTER,
-    Dims,
-    Origin,
-    Part,
-    Value,
-    contracted,
-)
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference.origins import Fact, Kind, Origin, Part, Value, contracted, placed
+from p2t_jax._vectors.inference.uses import Uses
 
-Places: TypeAlias = Sequence[Mapping[int, int]]
 _Pair: TypeAlias = tuple[dict[int, int], dict[int, int]]  # for each factor, dimensions and sizes
 _WHY = "it is contracted with several values that depend on the inputs, each along another axis"
 
 
+class Side(NamedTuple):
+    """One side of a dot product.
+
+    Attributes:
+        value: what is known of it.
+        shape: its shape.
+        summed: the dimensions that are summed over, in the order of those of the other side.
+        places: the dimensions of the result where its other dimensions go.
+    """
+
+    value: Value
+    shape: Sequence[int]
+    summed: Sequence[int]
+    places: Mapping[int, int]
+
+
 def product_of_data(left: Value, right: Value) -> dict[int, Origin]:
     """What is known of the product, element by element, of two values that depend on the inputs."""
-    one, other = (_sizes(v.dims_of(FLAT)) for v in (left, right))
+    one, other = (
+        {i: parts[0].size for i, parts in enumerate(v.dims_of(Fact.FLAT)) if parts}
+        for v in (left, right)
+    )
     pairs = [p for p in _pairs(left) if any(side.keys() <= other.keys() for side in p)]
     pairs += [p for p in _pairs(right) if any(side.keys() <= one.keys() for side in p)]
-    pairs.append(
-        (
-            {i: n for i, n in other.items() if i not in one},
-            {i: n for i, n in one.items() if i not in other},
-        )
+    of_left = {i: n for i, n in other.items() if i not in one}
+    of_right = {i: n for i, n in one.items() if i not in other}
+    known = _outer(
+        [*pairs, (of_left, of_right)], max(len(v.dims_of(Fact.FLAT)) for v in (left, right))
     )
-    known = _outer(pairs, max(len(v.dims_of(FLAT)) for v in (left, right)))
     if one.keys() & other.keys():
-        flat = zip(left.dims_of(FLAT), right.dims_of(FLAT), strict=True)
-        known[FLAT] = Origin(DIRECT, tuple(a and b for a, b in flat))
+        flat = zip(left.dims_of(Fact.FLAT), right.dims_of(Fact.FLAT), strict=True)
+        known[Fact.FLAT] = Origin(Kind.DIRECT, tuple(a and b for a, b in flat))
     return known
 
 
-def outer_product_of_data(
-    left: Value, right: Value, places: Places, shape: Sequence[int]
-) -> dict[int, Origin]:
+def outer_product_of_data(left: Side, right: Side, shape: Sequence[int]) -> dict[int, Origin]:
     """What is known of a dot product of two values that depend on the inputs, over no dimension."""
-    first, second = (set(side.values()) for side in places)
-    pairs: list[_Pair] = [({j: shape[j] for j in first}, {j: shape[j] for j in second})]
-    for value, side in zip((left, right), places, strict=True):
-        for pair in _pairs(value):
-            a, b = ({side[i]: n for i, n in dims.items() if i in side} for dims in pair)
+    first, second = ({j: shape[j] for j in side.places.values()} for side in (left, right))
+    pairs: list[_Pair] = [(first, second)]
+    for side in (left, right):
+        for pair in _pairs(side.value):
+            a, b = ({j: dims[i] for i, j in side.places.items() if i in dims} for dims in pair)
             pairs.append((a, b))
     return _outer(pairs, len(shape))
 
 
-def check_contraction(
-    p: int, origin: Origin, other: Value, pairs: Sequence[tuple[int, int]], uses: Uses
-) -> None:
+def check_contraction(p: int, origin: Origin, side: Side, other: Side, uses: Uses) -> None:
     """Refuses a contraction with a product of data along several axes, one for each factor."""
-    outer = other.dims_of(OUTER)
-    if not outer:
-        return
+    outer = other.value.dims_of(Fact.OUTER)
     seen: dict[int, set[int]] = {}  # the axes that meet each factor
-    for mine, its in pairs:
+    for mine, its in zip(side.summed, other.summed, strict=True):
         axes = {part.axis for part in origin.dims[mine] if part.total != 1}
-        for factor in outer[its]:
+        for factor in outer[its] if outer else ():
             seen.setdefault(factor.axis, set()).update(axes)
     for number, axes in seen.items():
         others = seen.get(number ^ 1, set())
@@ -81,78 +82,58 @@ def check_contraction(
             uses.unclear(p, _WHY)
 
 
-def neurons_of(origin: Origin, side: Mapping[int, int], places: Places, rank: int) -> Origin | None:
+def neurons_of(origin: Origin, side: Side, other: Side, ndim: int) -> Origin | None:
     """The axes that are left of a parameter after a contraction, at their places in the result.
 
     Those along which both sides of the product vary are left out: other data meet each of them.
     """
-    free = set().union(*_free(places))
-    dims: list[tuple[Part, ...]] = [()] * rank
-    for i, j in side.items():
-        if j in free:
-            dims[j] = tuple(part for part in origin.dims[i] if part.total != 1)
-    return Origin(DIRECT, tuple(dims)) if any(dims) else None
+    here = {i: side.places[i] for i in _free(side, other)}
+    dims = placed(here, ndim, tuple(tuple(p for p in d if p.total != 1) for d in origin.dims))
+    return Origin(Kind.DIRECT, dims) if any(dims) else None
 
 
-def contract_again(
-    sides: tuple[Value, Value],
-    number: int,
-    pairs: Sequence[tuple[int, int]],
-    places: Places,
-    rank: int,
-    uses: Uses,
-) -> dict[int, Origin]:
+def contract_again(side: Side, other: Side, ndim: int, uses: Uses) -> dict[int, Origin]:
     """A dot product of what has been contracted before, on one side of it, with the other side.
 
     In attention both sides are the outputs of neurons, which the dot product compares. That is no
     question, unless a parameter has other axes left and its side nothing else: a mixed kernel.
     """
-    value, other = sides[number], sides[1 - number]
-    free = {i for i, j in places[number].items() if j in _free(places)[number]}
+    free = _free(side, other)
     out: dict[int, Origin] = {}
-    for p, origin in value.neurons:
+    for p, origin in side.value.neurons:
+        pairs = zip(side.summed, other.summed, strict=True)
         along = [its for mine, its in pairs if origin.dims[mine]]
-        if not along or not other.depends:
-            rest = neurons_of(origin, places[number], places, rank)
+        if not along or not other.value.depends:
+            rest = neurons_of(origin, side, other, ndim)
             out |= {p: rest} if rest else {}
             continue
-        compared = all(any(o.dims[i] for _, o in other.neurons) for i in along)
+        compared = all(any(o.dims[i] for _, o in other.value.neurons) for i in along)
         left = {i for i in free if origin.dims[i]}
         if not compared or (left and left == free):
             uses.unclear(contracted(p), _WHY)
     return out
 
 
-def _free(places: Places) -> tuple[set[int], set[int]]:
-    """The dimensions of the result that one side alone has."""
-    one, other = (set(side.values()) for side in places)
-    return one - other, other - one
-
-
-def _sizes(dims: Dims) -> dict[int, int]:
-    return {i: parts[0].size for i, parts in enumerate(dims) if parts}
+def _free(side: Side, other: Side) -> set[int]:
+    """The dimensions that are in the result, but not along one of the other side."""
+    return {i for i, j in side.places.items() if j not in other.places.values()}
 
 
 def _pairs(value: Value) -> Iterator[_Pair]:
-    dims = value.dims_of(OUTER)
+    dims = value.dims_of(Fact.OUTER)
     numbers = {part.axis for parts in dims for part in parts}
     for k in sorted({number // 2 for number in numbers}):
         one, other = (
-            {
-                i: part.size
-                for i, parts in enumerate(dims)
-                for part in parts
-                if part.axis == 2 * k + side
-            }
-            for side in (0, 1)
+            {i: part.size for i, parts in enumerate(dims) for part in parts if part.axis == number}
+            for number in (2 * k, 2 * k + 1)
         )
         yield one, other
 
 
-def _outer(pairs: Sequence[_Pair], rank: int) -> dict[int, Origin]:
-    dims: list[tuple[Part, ...]] = [()] * rank
+def _outer(pairs: Sequence[_Pair], ndim: int) -> dict[int, Origin]:
+    dims: list[tuple[Part, ...]] = [()] * ndim
     for k, pair in enumerate(p for p in pairs if all(p)):
         for side in (0, 1):
             for i, n in pair[side].items():
                 dims[i] = (*dims[i], Part(2 * k + side, 1, n, n))
-    return {OUTER: Origin(DIRECT, tuple(dims))} if any(dims) else {}
+    return {Fact.OUTER: Origin(Kind.DIRECT, tuple(dims))} if any(dims) else {}

@@ -1,23 +1,9 @@
 """What is known of a value that is made of several: their sum, one of them, or all side by side."""
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from p2t_jax._vectors.origins import (
-    ACCUMULATED,
-    DIRECT,
-    GAIN,
-    JOINED,
-    MIXED,
-    Dims,
-    Origin,
-    Part,
-    Slice,
-    Value,
-    cut,
-    mixed,
-)
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference.origins import Kind, Origin, Part, Slice, Value, cut
+from p2t_jax._vectors.inference.uses import Uses
 
 
 def summed(a: Origin | None, b: Origin) -> Origin:
@@ -25,13 +11,13 @@ def summed(a: Origin | None, b: Origin) -> Origin:
 
     Two slices of a parameter are then in one element: it follows the axes of neither.
     """
-    return _both(a, b) or mixed("it meets another part of itself")
+    return _both(a, b) or Origin.mixed("it meets another part of itself")
 
 
 def either(a: Origin | None, b: Origin) -> Origin:
     """The origin of a value that is one of two: each of them, in its turn, is used as a whole."""
-    if a and a.kind != MIXED and b.kind != MIXED and a.dims == b.dims:
-        return b if b.kind == ACCUMULATED else a._replace(slices=_union(a.slices, b.slices))
+    if a and a.kind != Kind.MIXED and b.kind != Kind.MIXED and a.dims == b.dims:
+        return b if b.kind == Kind.ACCUMULATED else a._replace(slices=_union(a.slices, b.slices))
     return summed(a, b)
 
 
@@ -42,7 +28,7 @@ def beside(a: Origin | None, b: Origin, along: int) -> Origin:
     """
     same = _both(a, b)
     if same or a is None or a.dims != b.dims:
-        return same or mixed("it meets itself in another layout")
+        return same or Origin.mixed("it meets itself in another layout")
     slices = _union(a.slices, b.slices)
     if _apart(a.slices, b.slices):
         return a._replace(slices=slices)
@@ -55,15 +41,15 @@ def _both(a: Origin | None, b: Origin) -> Origin | None:
     """The origin of two values, unless they are different slices of a parameter."""
     if a is None or a == b:
         return b
-    if MIXED in (a.kind, b.kind):
-        tangled = [o for o in (a, b) if o.kind == MIXED and not o.spread]
-        return tangled[0] if tangled else b if a.kind == MIXED else a
-    if a.kind == ACCUMULATED or b.kind == ACCUMULATED:
-        return a if a.kind == ACCUMULATED else b
+    if Kind.MIXED in (a.kind, b.kind):
+        tangled = [o for o in (a, b) if o.kind == Kind.MIXED and not o.spread]
+        return tangled[0] if tangled else b if a.kind == Kind.MIXED else a
+    if a.kind == Kind.ACCUMULATED or b.kind == Kind.ACCUMULATED:
+        return a if a.kind == Kind.ACCUMULATED else b
     fewer = all(not mine or mine == its for mine, its in zip(a.dims, b.dims, strict=True))
     more = all(not its or mine == its for mine, its in zip(a.dims, b.dims, strict=True))
     if not (fewer or more):
-        return mixed("it meets itself in another layout")
+        return Origin.mixed("it meets itself in another layout")
     if a.slices != b.slices:
         return None
     return b if fewer and a.dims != b.dims else a
@@ -84,36 +70,20 @@ def _apart(a: Sequence[Slice], b: Sequence[Slice]) -> bool:
 
 
 def joined(
-    values: Iterable[Value],
-    uses: Uses,
-    meet: Callable[[Origin | None, Origin], Origin] = summed,
-    dims_of: Callable[[int, Dims], Dims] = lambda i, dims: dims,
+    values: Sequence[Value], uses: Uses, meet: Callable[[Origin | None, Origin], Origin] = summed
 ) -> Value:
-    """Values that are parts of one.
-
-    Args:
-        values: the parts.
-        uses: the record of what becomes of parameters.
-        meet: the origin of a parameter that two of the parts have.
-        dims_of: the dimensions in the result, of part i.
-
-    Returns:
-        The whole value.
-    """
-    values = list(values)
+    """Values that are parts of one. `meet`: the origin in a parameter that two of them have."""
     depends = any(v.depends for v in values)
     out: dict[int, Origin] = {}
-    for i, value in enumerate(values):
+    for value in values:
         for p, origin in value.parameters:
-            new = origin.mapped(functools.partial(dims_of, i))
-            if depends and origin.kind == MIXED:
+            if depends and origin.kind == Kind.MIXED:
                 uses.indirect(p, origin.why)
                 continue
-            if depends and origin.kind in (DIRECT, GAIN):
-                new = new._replace(kind=JOINED)
-            out[p] = meet(out.get(p), new)
-    out |= neurons([v.mapped(functools.partial(dims_of, i)) for i, v in enumerate(values)])
-    return Value(depends, tuple(sorted(out.items())))
+            if depends and origin.plain:
+                origin = origin._replace(kind=Kind.JOINED)
+            out[p] = meet(out.get(p), origin)
+    return Value.of(depends, out | neurons(values))
 
 
 def neurons(values: Sequence[Value]) -> dict[int, Origin]:

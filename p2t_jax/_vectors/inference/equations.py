@@ -8,26 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2t_jax._jax_internals import is_literal, is_traced
-from p2t_jax._vectors import meaning, sums, together
-from p2t_jax._vectors.origins import (
-    CONDITIONAL,
+from p2t_jax._vectors.inference import meaning, sums, together
+from p2t_jax._vectors.inference.bilinear import Side
+from p2t_jax._vectors.inference.origins import (
     CONSTANT,
-    DATA,
-    DIRECT,
-    FLAT,
-    IOTA,
-    MIXED,
-    TRUTH,
-    ZERO,
     Dims,
+    Fact,
+    Kind,
     Origin,
     Part,
     Slice,
     Value,
     cut,
+    placed,
     reshaped,
 )
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference.uses import Uses
 
 
 def constant(const: Any) -> Value:
@@ -36,7 +32,7 @@ def constant(const: Any) -> Value:
     if is_traced(const) or np.size(const) > 10**6 or not jnp.issubdtype(const.dtype, np.number):
         return CONSTANT
     if not np.any(const):
-        return Value(False, ((ZERO, Origin(DIRECT, ((),) * len(shape))),))
+        return Value(False, ((Fact.ZERO, Origin(Kind.DIRECT, ((),) * len(shape))),))
     long = [axis for axis, n in enumerate(shape) if n > 1]
     if len(long) != 1:
         return CONSTANT
@@ -62,25 +58,25 @@ def _broadcast_to(
     kept = {j: i for i, j in enumerate(where) if old[i] == new[j]}
     out = value.mapped(lambda d: tuple(d[kept[j]] if j in kept else () for j in range(len(new))))
     wider = any(n > 1 for j, n in enumerate(new) if j not in kept)
-    origins = [(p, o._replace(spread=o.spread or wider)) for p, o in out.origins if p != FLAT]
+    origins = [(p, o._replace(spread=o.spread or wider)) for p, o in out.origins if p != Fact.FLAT]
     if value.depends:
-        was_flat = out.dims_of(FLAT) or ((),) * len(new)
+        was_flat = out.dims_of(Fact.FLAT) or ((),) * len(new)
         same = [was_flat[j] if j in kept else (Part(0, 1, n, n),) for j, n in enumerate(new)]
-        origins.append((FLAT, Origin(DIRECT, tuple(same))))
+        origins.append((Fact.FLAT, Origin(Kind.DIRECT, tuple(same))))
     return Value(value.depends, tuple(sorted(origins)))
 
 
 def _iota(shape: Sequence[int], axis: int) -> Value:
     n = shape[axis]
     dims = tuple((Part(0, 1, n, n),) if i == axis else () for i in range(len(shape)))
-    return Value(False, ((IOTA, Origin(DIRECT, dims)),))
+    return Value(False, ((Fact.IOTA, Origin(Kind.DIRECT, dims)),))
 
 
 def shape_of(var: Any) -> tuple[int, ...]:
     return tuple(var.aval.shape)
 
 
-def rank_of(var: Any) -> int:
+def ndim_of(var: Any) -> int:
     return len(getattr(var.aval, "shape", ()))
 
 
@@ -97,8 +93,7 @@ def _transpose(eqn: Any, ins: list[Value], uses: Uses) -> Value:
 
 
 def _squeeze(eqn: Any, ins: list[Value], uses: Uses) -> Value:
-    gone = eqn.params["dimensions"]
-    return ins[0].mapped(lambda dims: tuple(d for i, d in enumerate(dims) if i not in gone))
+    return ins[0].without(eqn.params["dimensions"])
 
 
 def _reshape(eqn: Any, ins: list[Value], uses: Uses) -> Value:
@@ -132,13 +127,8 @@ def _pad(eqn: Any, ins: list[Value], uses: Uses) -> Value:
         (low, low + n + max(n - 1, 0) * interior)
         for n, (low, _, interior) in zip(sizes, config, strict=True)
     )
-    put = Slice("padded", at=at)
-    origins = [
-        (p, o if o.kind == MIXED else o._replace(slices=(*o.slices, put))) for p, o in value.origins
-    ]
-    value = value._replace(origins=tuple(origins))
-    none = ((),) * len(low_high)
-    return together.joined([value, padding], uses, dims_of=lambda i, dims: none if i else dims)
+    value = value.each(lambda o: o._replace(slices=(*o.slices, Slice("padded", at=at))))
+    return together.joined([value, padding.mapped(lambda _: ((),) * len(config))], uses)
 
 
 def _concatenate(eqn: Any, ins: list[Value], uses: Uses) -> Value:
@@ -158,23 +148,19 @@ def _gather(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     value, indices = ins
     if not value.parameters:
         uses.ended(indices)
-        return DATA if value.depends or indices.depends else CONSTANT
+        return Value(value.depends or indices.depends)
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    full, rank = shape_of(eqn.invars[0]), rank_of(eqn.outvars[0])
+    full, ndim = shape_of(eqn.invars[0]), ndim_of(eqn.outvars[0])
     batching = tuple(numbers.operand_batching_dims)
     kept = [i for i in range(len(full)) if i not in (*numbers.collapsed_slice_dims, *batching)]
-    batch = [i for i in range(rank) if i not in numbers.offset_dims]
+    places = dict(zip(kept, numbers.offset_dims, strict=True))
     taken = [full[i] if i in batching else size for i, size in enumerate(sizes)]
     part = meaning.sliced(value, taken, full, f"? {id(eqn)}")
 
     def change(dims: Dims) -> Dims:
-        out: list[tuple[Part, ...]] = [()] * rank
-        for i, j in zip(kept, numbers.offset_dims, strict=True):
-            out[j] = dims[i]
-        indexed = [p for i in (*numbers.start_index_map, *batching) for p in dims[i]]
-        for j in batch:
-            out[j] = cut(indexed)
-        return tuple(out)
+        indexed = cut([p for i in (*numbers.start_index_map, *batching) for p in dims[i]])
+        moved = placed(places, ndim, dims)
+        return tuple(d if j in numbers.offset_dims else indexed for j, d in enumerate(moved))
 
     return meaning.looked_up(part.mapped(change), indices.depends, uses)
 
@@ -184,59 +170,57 @@ def _gather(eqn: Any, ins: list[Value], uses: Uses) -> Value:
 
 def _dot_general(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     contracted, batch = eqn.params["dimension_numbers"]
-    shapes = tuple(map(shape_of, (*eqn.invars, *eqn.outvars)))
-    places: list[dict[int, int]] = []
-    n = len(batch[0])
-    for side in (0, 1):
-        free = [i for i in range(len(shapes[side])) if i not in (*contracted[side], *batch[side])]
-        at = {i: j for j, i in enumerate(batch[side])} | {i: n + j for j, i in enumerate(free)}
-        n += len(free)
-        places.append(at)
-    pairs = list(zip(*contracted, strict=True))
-    return sums.contraction(ins[0], ins[1], pairs, places, shapes, uses)
+    return _contract(eqn, ins, contracted, contracted, batch, uses)
 
 
 def _ragged(eqn: Any, ins: list[Value], uses: Uses) -> Value | None:
     """Rows of the left side, in groups, with one matrix of the right side for each group."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     contracted, batch = numbers.dot_dimension_numbers
-    rows = numbers.lhs_ragged_dimensions
     if (
         eqn.params["group_offset"] is not None
         or batch != ((), ())
-        or any(row in contracted[0] for row in rows)
+        or any(row in contracted[0] for row in numbers.lhs_ragged_dimensions)
         or len(numbers.rhs_group_dimensions) != 1
     ):
         return None
     uses.ended(ins[2])
-    shapes = tuple(map(shape_of, (*eqn.invars[:2], *eqn.outvars)))
-    gone = (contracted[0], (*contracted[1], *numbers.rhs_group_dimensions))
-    free = [[i for i in range(len(shapes[side])) if i not in gone[side]] for side in (0, 1)]
-    places = [
-        {i: j for j, i in enumerate(free[0])},
-        {i: len(free[0]) + j for j, i in enumerate(free[1])},
-    ]
-    pairs = list(zip(*contracted, strict=True))
-    return sums.contraction(ins[0], ins[1], pairs, places, shapes, uses)
+    gone = contracted[0], (*contracted[1], *numbers.rhs_group_dimensions)
+    return _contract(eqn, ins, contracted, gone, batch, uses)
+
+
+def _contract(
+    eqn: Any, ins: list[Value], contracted: Any, gone: Any, batch: Any, uses: Uses
+) -> Value:
+    """A dot product: the result has the batch, then what is left of each side."""
+    sides = []
+    n = len(batch[0])
+    for k in (0, 1):
+        shape = shape_of(eqn.invars[k])
+        free = [i for i in range(len(shape)) if i not in (*gone[k], *batch[k])]
+        at = {i: j for j, i in enumerate(batch[k])} | {i: n + j for j, i in enumerate(free)}
+        n += len(free)
+        sides.append(Side(ins[k], shape, contracted[k], at))
+    return sums.contraction(sides[0], sides[1], shape_of(eqn.outvars[0]), uses)
 
 
 def _conv(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     image, kernel = ins
     numbers = eqn.params["dimension_numbers"]
     for p, origin in image.parameters:
-        if kernel.depends and origin.kind not in CONDITIONAL:
+        if kernel.depends and not origin.waits:
             uses.unclear(p, "it is the input of a convolution, with a kernel that depends on data")
     if kernel.depends and not image.depends:
         image = CONSTANT
-    pairs = list(zip(numbers.lhs_spec[1:], numbers.rhs_spec[1:], strict=True))
-    places = [
-        {numbers.lhs_spec[0]: numbers.out_spec[0]},
-        {numbers.rhs_spec[0]: numbers.out_spec[1]},
-    ]
-    if eqn.params["batch_group_count"] > 1:
-        places[0] = {}
-    shapes = tuple(map(shape_of, (*eqn.invars, *eqn.outvars)))
-    return sums.contraction(image, kernel, pairs, places, shapes, uses)
+    (batch, *of_image), (neurons, *of_kernel) = numbers.lhs_spec, numbers.rhs_spec
+    rows = {batch: numbers.out_spec[0]} if eqn.params["batch_group_count"] == 1 else {}
+    left, right = map(shape_of, eqn.invars)
+    return sums.contraction(
+        Side(image, left, of_image, rows),
+        Side(kernel, right, of_kernel, {neurons: numbers.out_spec[1]}),
+        shape_of(eqn.outvars[0]),
+        uses,
+    )
 
 
 def resized(value: Value, old: Sequence[int], new: Sequence[int]) -> Value:
@@ -273,8 +257,8 @@ def _convert(eqn: Any, ins: list[Value], uses: Uses) -> Value:
     out = meaning.elementwise("convert_element_type", ins, uses)
     if not (out.depends and eqn.invars[0].aval.dtype == np.bool_):
         return out
-    truth = TRUTH, Origin(DIRECT, ((),) * rank_of(eqn.outvars[0]))
-    return out._replace(origins=tuple(sorted([*out.origins, truth])))
+    truth = Origin(Kind.DIRECT, ((),) * ndim_of(eqn.outvars[0]))
+    return Value.of(True, dict(out.origins) | {Fact.TRUTH: truth})
 
 
 RULES: dict[str, Callable[[Any, list[Value], Uses], Value | None]] = {

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2t_jax._vectors import origins
-from p2t_jax._vectors.ask import Unknown, UnknownVectorsError, question
-from p2t_jax._vectors.flow import Flow
-from p2t_jax._vectors.match import FLOATS, VectorSpec, axes_of, pair
+from p2t_jax._vectors.inference import origins
+from p2t_jax._vectors.inference.flow import Flow
+from p2t_jax._vectors.inference.uses import Use, Uses
+from p2t_jax._vectors.match import FLOATS, VectorSpec, axes_of, match_prefix
 from p2t_jax._vectors.paths import is_box, named_leaves
-from p2t_jax._vectors.uses import Use
+from p2t_jax._vectors.questions import Unknown, UnknownVectorsError, question
 
 
 def infer_vectors(
@@ -65,11 +65,7 @@ def infer_vectors(
     """
     leaves = named_leaves(params)
     uses = _trace(fn, params, inputs, keywords)
-    fallback = (
-        [None] * len(leaves)
-        if otherwise is None
-        else [spec for *_, spec in pair(otherwise, params, "otherwise")]
-    )
+    fallback = [spec for *_, spec in match_prefix(otherwise, params, "otherwise")]
     found: list[tuple[int, ...] | None] = []
     unknown = []
     for i, ((path, leaf), spec) in enumerate(zip(leaves, fallback, strict=True)):
@@ -114,12 +110,11 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any, keywords: Any) -> d
         else origins.CONSTANT
         for i, leaf in sorted(arrays.items())
     ]
-    flow = Flow()
-    outs = flow.run(closed, values + [origins.DATA] * len(traced))
-    for value in outs:
-        flow.uses.ended(value)
+    found = Uses()
+    for value in Flow().run(closed, values + [origins.DATA] * len(traced), found):
+        found.ended(value)
     uses: dict[int, list[Use]] = {}
-    for use in flow.uses.found:
+    for use in found:
         uses.setdefault(use.parameter, []).append(use)
     return uses
 

@@ -2,88 +2,68 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-from p2t_jax._vectors import meaning, together
-from p2t_jax._vectors.equations import rank_of, resized, shape_of
-from p2t_jax._vectors.origins import DATA, DIRECT, GAIN, SUMMED, Dims, Origin, Slice, Value, mixed
-from p2t_jax._vectors.uses import Uses
+from p2t_jax._vectors.inference import meaning, together
+from p2t_jax._vectors.inference.equations import ndim_of, resized, shape_of
+from p2t_jax._vectors.inference.origins import DATA, Dims, Kind, Origin, Slice, Value
+from p2t_jax._vectors.inference.uses import Uses
 
-
-class Walk(Protocol):
-    """What can walk through a program, and notes the uses that it finds."""
-
-    uses: Uses
-
-    def run(self, closed: Any, values: Sequence[Value]) -> list[Value]:
-        """What a program makes of values."""
+# What a program makes of values, adding the uses in it to a record: `Flow.run`.
+Run: TypeAlias = Callable[[Any, Sequence[Value], Uses], list[Value]]
 
 
-def _scan(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
+def _scan(run: Run, eqn: Any, ins: list[Value], uses: Uses) -> list[Value]:
     # The body has no first axis of what it takes and gives row by row. That tells all versions of
     # JAX how many there are; the parameters do not.
     body = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
-    n_rows = sum(rank_of(a) != rank_of(b) for a, b in zip(eqn.invars, body.invars, strict=True))
-    carried = sum(rank_of(a) == rank_of(b) for a, b in zip(eqn.outvars, body.outvars, strict=True))
+    n_rows = sum(ndim_of(a) != ndim_of(b) for a, b in zip(eqn.invars, body.invars, strict=True))
+    carried = sum(ndim_of(a) == ndim_of(b) for a, b in zip(eqn.outvars, body.outvars, strict=True))
     consts = len(ins) - n_rows - carried
     fixed, carry, rows = ins[:consts], ins[consts : consts + carried], ins[consts + carried :]
-    rows = [_row(v) for v in rows]
-    outs = _fixpoint(walk, eqn.params["jaxpr"], fixed, carry, rows)
-    stacked = []
-    for value in outs[carried:]:
-        lost = (
-            (
-                p,
-                mixed("it is stacked by a scan")
-                if not value.depends
-                else o.mapped(lambda d: ((), *d)),
-            )
-            for p, o in value.parameters
-        )
-        stacked.append(Value(value.depends, tuple(lost)))
+    rows = [v.each(_row) for v in rows]
+    outs = _fixpoint(run, eqn.params["jaxpr"], fixed, carry, rows, uses)
+    stacked = [
+        Value(v.depends, tuple((p, _stacked(v, o)) for p, o in v.parameters))
+        for v in outs[carried:]
+    ]
     return outs[:carried] + stacked
 
 
-def _row(value: Value) -> Value:
+def _row(origin: Origin) -> Origin:
     """One of the rows that a scan takes."""
+    here = Slice("a row", origin.axes([0]))
+    return origin._replace(dims=origin.dims[1:], slices=(*origin.slices, here))
 
-    def one(origin: Origin) -> Origin:
-        here = origin.mapped(lambda dims: dims[1:])
-        if not origin.dims:
-            return here
-        axes = tuple(sorted({part.axis for part in origin.dims[0]}))
-        return here._replace(slices=(*here.slices, Slice("a row", axes)))
 
-    return value._replace(origins=tuple((p, one(o)) for p, o in value.origins))
+def _stacked(value: Value, origin: Origin) -> Origin:
+    if value.depends:
+        return origin.mapped(lambda dims: ((), *dims))
+    return Origin.mixed("it is stacked by a scan")
 
 
 def _fixpoint(
-    walk: Walk, jaxpr: Any, fixed: list[Value], carry: list[Value], rows: list[Value]
+    run: Run, jaxpr: Any, fixed: list[Value], carry: list[Value], rows: list[Value], uses: Uses
 ) -> list[Value]:
     """Walks through a loop's body until what it carries stays the same; that walk's uses count."""
     while True:
-        outer, walk.uses = walk.uses, Uses()
-        outs = walk.run(jaxpr, [*fixed, *carry, *rows])
-        inner, walk.uses = walk.uses, outer
-        new = [_either(a, _earlier(b), walk.uses) for a, b in zip(carry, outs, strict=False)]
+        found = Uses()
+        outs = run(jaxpr, [*fixed, *carry, *rows], found)
+        new = [_either(a, b.each(_earlier), uses) for a, b in zip(carry, outs, strict=False)]
         if new == carry:
-            walk.uses.found |= inner.found
+            uses.update(found)
             return [*new, *outs[len(carry) :]]
         # In its first turns, too, a term of a sum is used for something else: a residual stream.
-        walk.uses.found |= {use for use in inner.found if use.kind == "elementwise"}
+        uses.update(use for use in found if use.kind == "elementwise")
         carry = new
 
 
-def _earlier(value: Value) -> Value:
-    """A value at the start of the next turn of a loop: its slices are other ones then."""
-
-    def one(origin: Origin) -> Origin:
-        if not origin.slices or origin.kind not in (DIRECT, GAIN, SUMMED):
-            return origin
-        axes = tuple(sorted({axis for s in origin.slices for axis in s.axes}))
-        return origin._replace(slices=(Slice("an earlier turn", axes),))
-
-    return value._replace(origins=tuple((p, one(o)) for p, o in value.origins))
+def _earlier(origin: Origin) -> Origin:
+    """What a turn of a loop makes, at the start of the next one: its slices are other ones then."""
+    if not origin.slices or not (origin.plain or origin.kind == Kind.SUMMED):
+        return origin
+    axes = tuple(sorted({axis for s in origin.slices for axis in s.axes}))
+    return origin._replace(slices=(Slice("an earlier turn", axes),))
 
 
 def _either(a: Value, b: Value, uses: Uses) -> Value:
@@ -91,34 +71,34 @@ def _either(a: Value, b: Value, uses: Uses) -> Value:
     return a if a == b else together.joined([a, b], uses, together.either)
 
 
-def _while(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
+def _while(run: Run, eqn: Any, ins: list[Value], uses: Uses) -> list[Value]:
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     of_cond, of_body, carry = ins[:n_cond], ins[n_cond : n_cond + n_body], ins[n_cond + n_body :]
-    outs = _fixpoint(walk, eqn.params["body_jaxpr"], of_body, carry, [])
-    (goes_on,) = walk.run(eqn.params["cond_jaxpr"], [*of_cond, *outs])
-    walk.uses.ended(goes_on)
+    outs = _fixpoint(run, eqn.params["body_jaxpr"], of_body, carry, [], uses)
+    (goes_on,) = run(eqn.params["cond_jaxpr"], [*of_cond, *outs], uses)
+    uses.ended(goes_on)
     if not goes_on.depends:
         return outs
     return [
-        out if out == before else _either(out, DATA, walk.uses)
+        out if out == before else _either(out, DATA, uses)
         for out, before in zip(outs, carry, strict=True)
     ]
 
 
-def _cond(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
+def _cond(run: Run, eqn: Any, ins: list[Value], uses: Uses) -> list[Value]:
     which, *operands = ins
-    walk.uses.ended(which)
-    branches = [walk.run(branch, operands) for branch in eqn.params["branches"]]
+    uses.ended(which)
+    branches = [run(branch, operands, uses) for branch in eqn.params["branches"]]
     outs = []
     for cases in zip(*branches, strict=True):
         if which.depends and not any(v.depends for v in cases) and len(set(cases)) > 1:
-            outs.append(meaning.select([DATA, *cases], walk.uses, whole=True))
+            outs.append(meaning.select([DATA, *cases], uses, whole=True))
         else:
-            outs.append(functools.reduce(lambda a, b: _either(a, b, walk.uses), cases))
+            outs.append(functools.reduce(lambda a, b: _either(a, b, uses), cases))
     return outs
 
 
-def _shard_map(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
+def _shard_map(run: Run, eqn: Any, ins: list[Value], uses: Uses) -> list[Value]:
     """The body sees shares of the axes. They are whole where devices exchange what they made."""
     jaxpr = eqn.params["jaxpr"]
     exchanged = _exchanged(jaxpr)
@@ -129,7 +109,7 @@ def _shard_map(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
         share = resized(value, shape_of(outside), shape_of(inside))
         alone = [i for i, names in enumerate(spec) if names and not {*_names(names)} & exchanged]
         inner.append(share.mapped(functools.partial(_a_part, alone, shape_of(outside))))
-    outs = walk.run(jaxpr, inner)
+    outs = run(jaxpr, inner, uses)
     return [
         resized(v, shape_of(inside), shape_of(outside))
         for v, inside, outside in zip(outs, jaxpr.outvars, eqn.outvars, strict=True)
@@ -166,7 +146,7 @@ def _names(names: Any) -> list[str]:
     return [name for name in several if isinstance(name, str)]
 
 
-def _split(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
+def _split(run: Run, eqn: Any, ins: list[Value], uses: Uses) -> list[Value]:
     full, axis = shape_of(eqn.invars[0]), eqn.params["axis"]
     return [
         meaning.sliced(ins[0], shape_of(var), full, f"part {i} of axis {axis}")
@@ -174,20 +154,16 @@ def _split(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
     ]
 
 
-def _unstack(walk: Walk, eqn: Any, ins: list[Value]) -> list[Value]:
+def _unstack(run: Run, eqn: Any, ins: list[Value], uses: Uses) -> list[Value]:
     full, axis = shape_of(eqn.invars[0]), eqn.params["axis"]
     one = [1 if i == axis else n for i, n in enumerate(full)]
-    parts = [
-        meaning.sliced(ins[0], one, full, f"number {i} of axis {axis}")
+    return [
+        meaning.sliced(ins[0], one, full, f"number {i} of axis {axis}").without([axis])
         for i in range(len(eqn.outvars))
     ]
-    return [
-        part.mapped(lambda dims: tuple(d for i, d in enumerate(dims) if i != axis))
-        for part in parts
-    ]
 
 
-CONTROL: dict[str, Callable[[Walk, Any, list[Value]], list[Value]]] = {
+CONTROL: dict[str, Callable[[Run, Any, list[Value], Uses], list[Value]]] = {
     "cond": _cond,
     "scan": _scan,
     "shard_map": _shard_map,

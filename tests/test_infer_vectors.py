@@ -15,15 +15,12 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from vector_helpers import shape
 
 import p2t_jax as p2t
 from p2t_jax._vectors import vector_axes
 
 KEY = jax.random.key(0)
-
-
-def shape(*sizes: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(sizes, dtype)
 
 
 PARAMS = {"a": {"w": shape(4, 3), "b": shape(3)}, "layers": [shape(2, 3), shape(5, 2)]}

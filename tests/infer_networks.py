@@ -1,6 +1,7 @@
-"""Networks of Flax, Equinox and Haiku whose weight vectors are inferred."""
+"""Networks of Flax, Equinox and Haiku, and where their weight vectors are."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import flax.linen as nn
@@ -9,6 +10,53 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from vector_helpers import shape
+
+KEY = jax.random.key(0)
+
+
+class Case(NamedTuple):
+    fn: Callable[..., Any]
+    params: Any
+    inputs: tuple[Any, ...]
+    rule: Any
+    expected: dict[str, Any]  # of the weight vectors; every other leaf is None
+
+
+def linen(layer: nn.Module, expected: dict[str, Any], *inputs: Any, **kwargs: Any) -> Case:
+    variables = jax.eval_shape(lambda *x: layer.init(KEY, *x, **kwargs), *inputs)
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def fn(params, *inputs):
+        others = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), rest)
+        mutable = ["batch_stats", "intermediates"]
+        return layer.apply({"params": params, **others}, *inputs, mutable=mutable, **kwargs)[0]
+
+    return Case(fn, variables["params"], inputs, "flax", expected)
+
+
+def nnx_(make: Callable[[nnx.Rngs], nnx.Module], expected: Any, *inputs: Any) -> Case:
+    graph, params, rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
+
+    def fn(params, *inputs):
+        return nnx.merge(graph, params, rest, copy=True)(*inputs)
+
+    return Case(fn, params, inputs, "flax", expected)
+
+
+def equinox(model: Any, expected: dict[str, Any], *inputs: Any) -> Case:
+    params, rest = eqx.partition(model, eqx.is_inexact_array)
+
+    def fn(params, *inputs):
+        return eqx.combine(params, rest)(*inputs)
+
+    return Case(fn, params, inputs, "equinox", expected)
+
+
+def haiku(net: Callable[..., Any], expected: dict[str, Any], *inputs: Any) -> Case:
+    transformed = hk.transform(net)
+    params = jax.eval_shape(transformed.init, KEY, *inputs)
+    fn = lambda params, *inputs: transformed.apply(params, KEY, *inputs)  # noqa: E731
+    return Case(fn, params, inputs, "haiku", expected)
 
 
 class Block(nn.Module):

@@ -10,20 +10,11 @@ import numpy as np
 import optax
 import pytest
 from helpers import INJECT_LAPERM, OPTIMIZERS
+from two_layers import AXES, PARAMS, SGD
 
 import p2t_jax as p2t
 
-RNG = np.random.default_rng(0)
-PARAMS = {
-    "body": {
-        "bias": jnp.zeros(3),
-        "kernel": jnp.asarray(0.1 * RNG.normal(size=(20, 3)), "float32"),
-    },
-    "head": {"kernel": jnp.asarray(0.1 * RNG.normal(size=(24, 2)), "float32")},
-}
-AXES = {"body": {"bias": None, "kernel": (0,)}, "head": {"kernel": (0,)}}
 GRADS = jax.tree.map(lambda p: np.sin(100 * p + 1), PARAMS)
-SGD = optax.sgd(0.1)
 
 
 def with_kernel(kernel):

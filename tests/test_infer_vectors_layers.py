@@ -1,18 +1,18 @@
 """`infer_vectors` on the layers of Flax, Equinox and Haiku, and beside the rules by name."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
-import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 from infer_networks import (
     BLOCK,
+    KEY,
     Block,
+    Case,
     EqxAttention,
     Named,
     NnxEinsum,
@@ -21,9 +21,13 @@ from infer_networks import (
     Scanned,
     Tied,
     Vmapped,
+    equinox,
     eqx_rnn,
     eqx_stack,
+    haiku,
     hk_rnn,
+    linen,
+    nnx_,
     stacked,
 )
 from vector_helpers import shape
@@ -31,54 +35,6 @@ from vector_helpers import shape
 import p2t_jax as p2t
 from p2t_jax._vectors import named_leaves, vector_axes
 from p2t_jax._vectors.match import axes_of
-
-KEY = jax.random.key(0)
-
-
-class Case(NamedTuple):
-    fn: Callable[..., Any]
-    params: Any
-    inputs: tuple[Any, ...]
-    rule: Any
-    expected: dict[str, Any]  # of the weight vectors; every other leaf is None
-
-
-def linen(layer: nn.Module, expected: dict[str, Any], *inputs: Any, **kwargs: Any) -> Case:
-    variables = jax.eval_shape(lambda *x: layer.init(KEY, *x, **kwargs), *inputs)
-    rest = {name: tree for name, tree in variables.items() if name != "params"}
-
-    def fn(params, *inputs):
-        others = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), rest)
-        mutable = ["batch_stats", "intermediates"]
-        return layer.apply({"params": params, **others}, *inputs, mutable=mutable, **kwargs)[0]
-
-    return Case(fn, variables["params"], inputs, "flax", expected)
-
-
-def nnx_(make: Callable[[nnx.Rngs], nnx.Module], expected: Any, *inputs: Any) -> Case:
-    graph, params, rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
-
-    def fn(params, *inputs):
-        return nnx.merge(graph, params, rest, copy=True)(*inputs)
-
-    return Case(fn, params, inputs, "flax", expected)
-
-
-def equinox(model: Any, expected: dict[str, Any], *inputs: Any) -> Case:
-    params, rest = eqx.partition(model, eqx.is_inexact_array)
-
-    def fn(params, *inputs):
-        return eqx.combine(params, rest)(*inputs)
-
-    return Case(fn, params, inputs, "equinox", expected)
-
-
-def haiku(net: Callable[..., Any], expected: dict[str, Any], *inputs: Any) -> Case:
-    transformed = hk.transform(net)
-    params = jax.eval_shape(transformed.init, KEY, *inputs)
-    fn = lambda params, *inputs: transformed.apply(params, KEY, *inputs)  # noqa: E731
-    return Case(fn, params, inputs, "haiku", expected)
-
 
 IMAGE = shape(1, 6, 6, 2)
 CASES: dict[str, Callable[[], Case]] = {

@@ -8,19 +8,9 @@ import numpy as np
 import optax
 import pytest
 from helpers import OPTIMIZERS
+from two_layers import AXES, PARAMS, SGD
 
 import p2t_jax as p2t
-
-RNG = np.random.default_rng(0)
-PARAMS = {
-    "body": {
-        "bias": jnp.zeros(3),
-        "kernel": jnp.asarray(0.1 * RNG.normal(size=(20, 3)), "float32"),
-    },
-    "head": {"kernel": jnp.asarray(0.1 * RNG.normal(size=(24, 2)), "float32")},
-}
-AXES = {"body": {"bias": None, "kernel": (0,)}, "head": {"kernel": (0,)}}
-SGD = optax.sgd(0.1)
 
 
 def train_with(bad, tx, steps=6):

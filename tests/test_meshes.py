@@ -1,6 +1,7 @@
 """Meshes whose axes are explicit, and arrays that are older than the mesh."""
 
 import chex
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +26,8 @@ def tx(request, name):
 
 def train(tx, params, state, grads):
     for _ in range(3):
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    return params, p2t.permuted_params(state, params)
+        params, state = helpers.jitted_step(tx)(params, state, grads)
+    return params, jax.jit(p2t.permuted_params)(state, params)
 
 
 # How parameters, the weights in the state and gradients are split.
@@ -44,7 +44,7 @@ SPLITS = [
 @pytest.mark.parametrize("splits", SPLITS, ids=str)
 def test_a_state_may_be_split_otherwise_than_its_parameters(splits, tx, name):
     state = tx.init(KERNEL)
-    expected = jax.jit(train, static_argnums=0)(tx, KERNEL, state, GRADS)
+    expected = train(tx, KERNEL, state, GRADS)
     mesh = make_mesh({"x": 4, "y": 2}, EXPLICIT)
     with jax.set_mesh(mesh):
         params, weights, grads = (
@@ -56,7 +56,7 @@ def test_a_state_may_be_split_otherwise_than_its_parameters(splits, tx, name):
             )
         )
         state = optax.tree.set(state, **{OPTIMIZERS[name].weights_name: weights})
-        result = jax.jit(train, static_argnums=0)(tx, params, state, grads)
+        result = train(tx, params, state, grads)
     chex.assert_trees_all_close(result, expected, atol=1e-6)
     assert bool(p2t.is_permutation(np.asarray(result[1]), np.asarray(KERNEL), vectors=0))
     assert result[0].sharding.is_equivalent_to(params.sharding, 2)

@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, set before JAX is imported; and the fixtures of the suite."""
+"""Eight CPU devices and cheap compilation for every test; and the fixtures of the suite."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# The time of the suite is nearly all XLA's, which leaves out its expensive passes.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
@@ -28,19 +30,32 @@ def _few_memory_maps():
         jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def compile_fast():
-    """For modules whose time is nearly all XLA's: it leaves out the expensive passes."""
-    import helpers
-
-    with helpers.config("jax_disable_most_optimizations", True):
-        yield
-
-
 @pytest.fixture(params=["laperm", "sgperm"])
 def name(request):
     """Runs a test once for each optimizer: a name in `helpers.OPTIMIZERS`."""
     return request.param
+
+
+@pytest.fixture
+def no_picture_shown(monkeypatch):
+    """No picture is shown by itself, and no setting changes."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    before = dict(mpl.rcParams)
+    plt.close("all")  # what other tests left, the docstrings' examples for one
+    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
+    yield
+    assert dict(mpl.rcParams) == before
+    plt.close("all")
+
+
+@pytest.fixture
+def ax():
+    import matplotlib.pyplot as plt
+
+    _, (ax, _) = plt.subplots(1, 2)  # plt.gca() is the other one
+    return ax
 
 
 @pytest.fixture

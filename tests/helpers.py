@@ -12,7 +12,9 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -65,17 +67,70 @@ def normalized_params(dtype=np.float32):
     }
 
 
-# How each optimizer is made, with an inner optimizer and options of its own.
 SGD, MOMENTUM = optax.sgd(0.5), optax.sgd(1.0, momentum=0.5)
+
+
+class Optimizer(NamedTuple):
+    """What the tests know of an optimizer. Called, it makes one.
+
+    Attributes:
+        make: `(inner, **options)`.
+        injected: `(inner, **options)`: makes it with its hyperparameters in the state.
+        hyperparameter: the name of one of these, and its value.
+        step_name: its counter in the state.
+        weights_name: its weights in the state.
+        numbers: how many numbers its state has besides.
+        link: makes it without an inner optimizer.
+        follows_params: whether exact parameters have the ranking of `params`; else the state knows.
+    """
+
+    make: Callable[..., Any]
+    injected: Callable[..., Any]
+    hyperparameter: tuple[str, Any]
+    step_name: str
+    weights_name: str
+    numbers: int
+    link: Callable[..., Any] | None = None
+    follows_params: bool = False
+
+    def __call__(self, *inner, **options):
+        return self.make(*inner, **options)
+
+
+def inject(function, *static, **hyperparameters):
+    """`function` with hyperparameters in the state, unless its caller gives others."""
+    make = optax.inject_hyperparams(function, static_args=static)
+    return lambda **options: make(**{**hyperparameters, **options})
+
+
+INJECT_LAPERM = inject(p2t.laperm, "vectors", sync_period=3)
+INJECT_SGPERM = inject(
+    p2t.sgperm, "key", "inner", "priority", "vectors", "share_over",
+    key=0, aggressiveness=0.3, partition_ratio=0.25,
+)  # fmt: skip
 OPTIMIZERS = {
-    "laperm": lambda inner=SGD, **options: p2t.laperm(inner, 3, **options),
-    "sgperm": lambda inner=MOMENTUM, **options: p2t.sgperm(0, 0.3, 0.25, inner=inner, **options),
+    "laperm": Optimizer(
+        make=lambda inner=SGD, **options: p2t.laperm(inner, 3, **options),
+        link=lambda **options: p2t.synchronize(3, **options),
+        injected=lambda inner=SGD, **options: INJECT_LAPERM(inner=inner, **options),
+        hyperparameter=("sync_period", 3.0),
+        step_name="sync_step",
+        weights_name="theta_sorted",
+        numbers=2,
+        follows_params=True,
+    ),
+    "sgperm": Optimizer(
+        make=lambda inner=MOMENTUM, **options: p2t.sgperm(0, 0.3, 0.25, inner=inner, **options),
+        link=lambda **options: p2t.cycle_permutation(0, 0.3, 0.25, **options),
+        injected=lambda inner=MOMENTUM, **options: INJECT_SGPERM(inner=inner, **options),
+        hyperparameter=("aggressiveness", 0.3),
+        step_name="sgperm_step",
+        weights_name="theta",
+        numbers=3,  # a counter, and two words of a key
+    ),
 }
 FEEDBACK = functools.partial(OPTIMIZERS["laperm"], error_feedback=1.0)
 TX = {name: make() for name, make in OPTIMIZERS.items()}
-OPTIONS = {"laperm": ("vectors",), "sgperm": ("key", "inner", "priority", "vectors", "share_over")}
-STEP_NAMES = {"laperm": "sync_step", "sgperm": "sgperm_step"}
-WEIGHTS_NAMES = {"laperm": "theta_sorted", "sgperm": "theta"}
 
 
 # Training
@@ -196,7 +251,7 @@ def reordered(initial, phi, axes=AXES):
 def assert_permuted(name, final, initial, params, axes=AXES):
     """`final` is what `permuted_params` promises of `params`."""
     chex.assert_trees_all_equal_structs(final, params)
-    if name == "laperm":
+    if name in OPTIMIZERS and OPTIMIZERS[name].follows_params:
         chex.assert_trees_all_equal(final, reordered(initial, params, axes))
         return
 
@@ -218,6 +273,15 @@ def _map_with_axes(function, axes, *trees):
     leaves = map(jax.tree.structure(trees[0]).flatten_up_to, (*trees, axes))
     results = [function(*leaf) for leaf in zip(*leaves, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(trees[0]), results)
+
+
+def uniform_limit(w):
+    return float(abs(w).max())
+
+
+def points(collection):
+    """Of a scatter plot."""
+    return np.ma.getdata(collection.get_offsets()).tolist()
 
 
 def moved(tree, other):

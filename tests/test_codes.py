@@ -19,7 +19,6 @@ from p2t_jax import codes
 from p2t_jax.codes import Codes, from_codes, to_codes
 from p2t_jax.initializers import kaiming
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
 

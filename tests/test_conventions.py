@@ -1,7 +1,5 @@
 """Both optimizers keep Optax's conventions: arguments, state, dtypes, shardings, wrappers."""
 
-import math
-
 import chex
 import equinox as eqx
 import helpers
@@ -10,202 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import OPTIMIZERS, OPTIONS, STEP_NAMES, WEIGHTS_NAMES
+from conventions import AXES, OPTIMIZERS, assert_close, numbers, reordered, squared_distance
+from helpers import INJECT_LAPERM, INJECT_SGPERM
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from optax import contrib
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
-SHAPES = {"bias": (3,), "conv": {"kernel": (3, 3, 3, 3)}, "kernel": (27, 3)}
-AXES = {"bias": None, "conv": {"kernel": (0, 1, 2)}, "kernel": (0,)}
-DENSE = {"bias": (3,), "kernel": (27, 3)}
-
-
-def numbers(seed, shapes=SHAPES, dtype=jnp.float32):
-    """A tree of shuffled numbers: far enough apart for any dtype to tell them from each other."""
-    rng = np.random.default_rng(seed)
-
-    def leaf(shape):
-        n = math.prod(shape)
-        return jnp.asarray(((rng.permutation(n) - n / 2.3) / 16).reshape(shape), dtype)
-
-    return jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple))
-
-
-def reordered(initial, phi):
-    return helpers.reordered(initial, phi, {name: AXES[name] for name in initial})
-
-
-def squared_distance(target):
-    return lambda params: optax.tree.norm(optax.tree.sub(params, target), squared=True)
-
-
-def assert_close(actual, expected, size=1.0):
-    """Equal but for the rounding errors of numbers of this size."""
-    chex.assert_trees_all_close(actual, expected, rtol=2e-6, atol=2e-6 * max(1.0, size))
-
-
-# Inner optimizers: all of Optax's. Every one is given every extra argument that one of them needs.
-
-ALIASES = """
-adabelief adadelta adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars lion nadam
-nadamw novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam rmsprop rprop sgd
-sign_sgd signum sm3 yogi
-"""
-CONTRIBUTED = """
-acprop ademamix adopt cocob dadapt_adamw dog dowg madgrad momo momo_adam muon prodigy
-schedule_free_adamw schedule_free_sgd simplified_ademamix sophia
-"""
-INNERS = {
-    **{name: getattr(optax, name)(0.1) for name in ALIASES.split()},
-    **{name: getattr(contrib, name)(0.1) for name in CONTRIBUTED.split()},
-    "adafactor": optax.adafactor(0.1),
-    "adafactor-factored": optax.adafactor(0.1, min_dim_size_to_factor=1),
-    "backtracking": optax.chain(
-        optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)
-    ),
-    "galore": contrib.galore(0.1, rank=2),
-    "lbfgs": optax.lbfgs(0.1, linesearch=None),
-    "mechanize": contrib.mechanize(optax.sgd(0.1)),
-    "momentum": optax.sgd(0.1, momentum=0.9, nesterov=True),
-    "noisy_sgd": optax.noisy_sgd(0.1, key=0),
-    "reduce_on_plateau": optax.chain(optax.sgd(0.1), contrib.reduce_on_plateau(patience=1)),
-    "schedule_free": contrib.schedule_free(optax.sgd(0.1), 0.1),
-}
-
-
-def loss_for_inners(params, obj_fn=None, unknown=None):
-    """A line search hands extra arguments on to it."""
-    return squared_distance(numbers(1, DENSE))(params)
-
-
-def extra_args(value, grads):
-    loss = loss_for_inners
-    return {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss, "unknown": 1}
-
-
-@pytest.mark.parametrize("inner_name", INNERS)
-def test_any_inner_optimizer_looks_ahead_and_its_order_is_kept(inner_name):
-    inner = optax.with_extra_args_support(INNERS[inner_name])
-    tx = p2t.laperm(INNERS[inner_name], sync_period=2)
-    chex.clear_trace_counter()
-
-    @jax.jit
-    # Optax's line search has a number of weak type in its first state, alone too.
-    @chex.assert_max_traces(n=2 if inner_name == "backtracking" else 1)
-    def step(params, state):
-        value, grads = jax.value_and_grad(loss_for_inners)(params)
-        extra = extra_args(value, grads)
-        alone, _ = inner.update(grads, state[0], params, **extra)
-        updates, state = tx.update(grads, state, params, **extra)
-        return optax.apply_updates(params, updates), state, optax.apply_updates(params, alone)
-
-    params = initial = numbers(0, DENSE)
-    state = tx.init(params)
-    moved = 0
-    for i in range(1, 6):
-        before = params
-        params, state, ahead = step(params, state)
-        moved += not np.array_equal(ahead["kernel"], before["kernel"])
-        size = max(jnp.abs(before[name]).max() for name in before)  # updates are added to these
-        assert_close(params, ahead if i % 2 else reordered(initial, ahead), size)
-        chex.assert_trees_all_equal(
-            p2t.permuted_params(state, params), reordered(initial, params if i % 2 else ahead)
-        )
-    assert moved >= 3  # or this shows nothing
-
-
-@pytest.mark.parametrize("inner_name", ["adamw", "lion", "momo", "muon", "sgd"])
-def test_any_inner_optimizer_recommends(inner_name):
-    tx = OPTIMIZERS["sgperm"](INNERS[inner_name])
-
-    @jax.jit
-    def step(params, state):
-        value, grads = jax.value_and_grad(loss_for_inners)(params)
-        updates, state = tx.update(grads, state, params, **extra_args(value, grads))
-        return optax.apply_updates(params, updates), state
-
-    params = initial = numbers(0, DENSE)
-    state = tx.init(params)
-    for _ in range(4):
-        params, state = step(params, state)
-    final = p2t.permuted_params(state, params)
-    helpers.assert_permuted("sgperm", final, initial, params, {"bias": None, "kernel": (0,)})
-    assert helpers.moved(final, initial)[0] > 0.3
-    chex.assert_trees_all_equal(params["bias"], initial["bias"])  # held
-
-
-def test_types_are_kept_with_any_inner_optimizer(name):
-    params = numbers(0, DENSE, jnp.bfloat16)
-    for inner in INNERS.values():  # some give updates in float32
-        tx = OPTIMIZERS[name](inner)
-        state = jax.eval_shape(tx.init, params)
-
-        def update(params, state, tx=tx):
-            return tx.update(params, state, params, **extra_args(jnp.array(1.0), params))
-
-        updates, after = jax.eval_shape(update, params, state)
-        chex.assert_trees_all_equal_dtypes(updates, params)
-        chex.assert_trees_all_equal_shapes_and_dtypes(after[1], state[1])
-
-
-@pytest.mark.parametrize("inner_name", ["momo", "reduce_on_plateau", "backtracking"])
-def test_extra_arguments_that_an_inner_optimizer_needs_are_missed_by_itself(inner_name, name):
-    params = numbers(0)
-    tx = OPTIMIZERS[name](INNERS[inner_name])
-    with pytest.raises(TypeError, match=r"missing .*argument.*'value"):
-        tx.update(params, tx.init(params), params)
-
-
-@pytest.mark.parametrize(
-    ("inner_name", "sync_period"), [("adam", 10), ("momentum", 1), ("sgd", 10), ("sgd", 25)]
-)
-def test_laperm_converges_to_the_permutation_that_is_asked_for(inner_name, sync_period):
-    initial, other = numbers(0, {"kernel": (6, 3)}), numbers(1, {"kernel": (6, 3)})
-    target = reordered(initial, other)
-    final = optimized(p2t.laperm(INNERS[inner_name], sync_period), initial, target)
-    chex.assert_trees_all_equal(final, target)
-
-
-def test_sgperm_approaches_the_permutation_that_is_asked_for():
-    keys = jax.random.split(jax.random.key(0))
-    initial, other = ({"kernel": jax.random.uniform(key, (100, 3))} for key in keys)
-    target = reordered(initial, other)
-    final = optimized(p2t.sgperm(0, 0.1, 0.25, inner=optax.sgd(1.0)), initial, target)
-    distance = squared_distance(target)
-    assert distance(final) < 0.1 * distance(initial)
-
-
-def test_sgperm_draws_other_partitions_for_each_parameter_and_step_and_key():
-    kernel, grads = (jax.random.normal(key, (40, 3)) for key in jax.random.split(jax.random.key(0)))
-    params, updates = ({"a": x, "b": x} for x in (kernel, grads))
-
-    def permuted(key, step):
-        tx = p2t.cycle_permutation(key, 0.3, 0.25, vectors=0)
-        state = optax.tree.set(tx.init(params), sgperm_step=jnp.array(step))
-        return p2t.permuted_params(tx.update(updates, state, params)[1], params)
-
-    results = [permuted(0, 0), permuted(0, 1), permuted(1, 0)]
-    kernels = [np.asarray(kernel) for tree in results for kernel in tree.values()]
-    assert len({kernel.tobytes() for kernel in kernels}) == 6
-    chex.assert_trees_all_equal(permuted(0, 0), results[0])
-
-
-def optimized(tx, initial, target):
-    def step(carry, _):
-        params, state = carry
-        grads = jax.grad(squared_distance(target))(params)
-        return helpers.step(params, state, grads, tx), None
-
-    @jax.jit
-    def train(params):
-        return jax.lax.scan(step, (params, tx.init(params)), length=100)[0]
-
-    params, state = train(initial)
-    return p2t.permuted_params(state, params)
+@pytest.fixture(params=OPTIMIZERS)
+def name(request):
+    return request.param
 
 
 # The state
@@ -227,8 +40,8 @@ def test_names_in_the_state_are_unique(name):
     tx = optax.chain(optax.clip(1.0), OPTIMIZERS[name](inner))
     params = numbers(0)
     _, state = jax.jit(tx.update)(params, tx.init(params), params)
-    assert int(optax.tree.get(state, STEP_NAMES[name])) == 1
-    weights = optax.tree.get(state, WEIGHTS_NAMES[name])
+    assert int(optax.tree.get(state, OPTIMIZERS[name].step_name)) == 1
+    weights = optax.tree.get(state, OPTIMIZERS[name].weights_name)
     chex.assert_trees_all_equal(jnp.sort(weights["kernel"], 0), jnp.sort(params["kernel"], 0))
     with pytest.raises(KeyError, match="count"):
         optax.tree.get(state, "count")
@@ -248,7 +61,9 @@ def test_shapes_and_dtypes_are_stable(dtype, name):
         tx = OPTIMIZERS[name](optax.adam(0.1))
         initial = params = numbers(0, dtype=dtype)
         state = tx.init(params)
-        dtypes = jax.tree.map(lambda x: x.dtype, optax.tree.get(state, WEIGHTS_NAMES[name]))
+        dtypes = jax.tree.map(
+            lambda x: x.dtype, optax.tree.get(state, OPTIMIZERS[name].weights_name)
+        )
         assert set(jax.tree.leaves(dtypes)) == {jnp.dtype(dtype)}
 
         @jax.jit
@@ -264,7 +79,7 @@ def test_shapes_and_dtypes_are_stable(dtype, name):
         for skip in (False, True, False, False):
             params, state, updates = step(params, state, skip)
             chex.assert_trees_all_equal_dtypes(params, updates, initial)
-        assert int(optax.tree.get(state, STEP_NAMES[name])) == 3
+        assert int(optax.tree.get(state, OPTIMIZERS[name].step_name)) == 3
         final = p2t.permuted_params(state, params)
         helpers.assert_permuted(name, final, initial, params, AXES)
         assert bool(p2t.is_permutation(final, initial))
@@ -303,7 +118,7 @@ def test_map_params(vectors, name):
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
     adam, ours = mapped
     assert (adam[0].count, adam[0].mu) == ("other", names)
-    assert getattr(ours, WEIGHTS_NAMES[name]) == names
+    assert getattr(ours, OPTIMIZERS[name].weights_name) == names
     others = {leaf for leaf in jax.tree.leaves(ours) if not leaf.startswith("like")}
     assert others == {"other"}
 
@@ -320,7 +135,7 @@ def test_map_params_where_parameters_are_masked(name):
         names,
         is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
     )
-    weights = optax.tree.get(mapped, WEIGHTS_NAMES[name])
+    weights = optax.tree.get(mapped, OPTIMIZERS[name].weights_name)
     assert weights == names | {"bias": optax.MaskedNode()}
 
 
@@ -374,32 +189,18 @@ def test_sharding_types_are_stable(spec, axes, name):
         assert types(after) == (types(params), types(state))
         assert types(jax.jit(tx.init)(params)) == types(state)
         assert jax.eval_shape(tx.update, params, state, params) == jax.eval_shape(lambda: after)
-    weights = optax.tree.get(state, WEIGHTS_NAMES[name])
+    weights = optax.tree.get(state, OPTIMIZERS[name].weights_name)
     assert jax.typeof(weights).sharding.spec == jax.typeof(params).sharding.spec
 
 
 # Wrappers
 
 
-def injected(name, **hyperparameters):
-    if name == "laperm":
-        make = optax.inject_hyperparams(p2t.laperm, static_args=OPTIONS[name])
-        return make(optax.adam(0.1), **{"sync_period": 2, **hyperparameters}, vectors=AXES)
-    make = optax.inject_hyperparams(p2t.sgperm, static_args=OPTIONS[name])
-    hyperparameters = {"aggressiveness": 0.3, "partition_ratio": 0.25, **hyperparameters}
-    return make(0, **hyperparameters, inner=None, vectors=AXES)
-
-
-PLAIN = {
-    "laperm": lambda: p2t.laperm(optax.adam(0.1), 2, vectors=AXES),
-    "sgperm": lambda: p2t.sgperm(0, 0.3, 0.25, vectors=AXES),
-}
-
-
 @pytest.mark.parametrize("kind", [lambda value: value, np.asarray], ids=["number", "array"])
 def test_inject_hyperparams_changes_nothing(kind, name):
-    values = {"laperm": {"sync_period": kind(2.0)}, "sgperm": {"aggressiveness": kind(0.3)}}
-    plain, wrapped = PLAIN[name](), injected(name, **values[name])
+    inner, (hyperparameter, value) = optax.adam(0.1), OPTIMIZERS[name].hyperparameter
+    plain = OPTIMIZERS[name](inner, vectors=AXES)
+    wrapped = OPTIMIZERS[name].injected(inner, **{hyperparameter: kind(value)}, vectors=AXES)
     params = numbers(0)
     state, wrapped_state = plain.init(params), jax.jit(wrapped.init)(params)
     chex.assert_trees_all_equal(wrapped_state.inner_state, state)
@@ -413,7 +214,7 @@ def test_inject_hyperparams_changes_nothing(kind, name):
 
 
 def test_an_injected_sync_period_can_be_changed_during_training():
-    tx = injected("laperm", sync_period=3)
+    tx = INJECT_LAPERM(inner=optax.adam(0.1), vectors=AXES)
     params = initial = numbers(0)
     state = tx.init(params)
     waited = []
@@ -435,7 +236,7 @@ def test_an_injected_sync_period_can_be_changed_during_training():
 
 
 def test_an_injected_aggressiveness_can_be_changed_during_training():
-    tx = injected("sgperm", aggressiveness=0.1)
+    tx = INJECT_SGPERM(aggressiveness=0.1, vectors=AXES)
     params = initial = numbers(0)
     state = tx.init(params)
     state.hyperparams["aggressiveness"] = jnp.array(0.0)
@@ -459,7 +260,7 @@ def test_multi_steps_gives_zeros_between_and_permutations_in_the_end(dtype, name
             chex.assert_trees_all_equal(updates, optax.tree.zeros_like(params))
             continue
         params = optax.apply_updates(params, updates)
-        assert int(optax.tree.get(state, STEP_NAMES[name])) == i // 3
+        assert int(optax.tree.get(state, OPTIMIZERS[name].step_name)) == i // 3
         final = p2t.permuted_params(state, params)
         helpers.assert_permuted(name, final, initial, params, AXES)
     assert min(helpers.moved(final, initial)) > 0.3
@@ -478,96 +279,3 @@ def test_multi_steps_inside_lets_updates_of_zero_pass():
         params = optax.apply_updates(params, updates)
         if i % 4 == 0:
             assert_close(params, reordered(initial, params))
-
-
-# Schedules
-
-
-def reading_of_the_docstring(k, steps):
-    """At which steps `laperm` says it synchronizes: slowly, and without JAX."""
-    synchronizes, since = [], 0
-    for seen_before in range(steps):
-        since += 1
-        asks_for = float(k(seen_before)) if callable(k) else float(k)
-        synchronizes.append(since >= asks_for or not asks_for >= 1)
-        if synchronizes[-1]:
-            since = 0
-    return synchronizes
-
-
-PERIODS = {
-    "1": 1,
-    "int": 4,
-    "np.int64": np.int64(4),
-    "0-d ndarray": np.array(4),
-    "0-d array": jnp.array(4),
-    "whole float": 4.0,
-    "np.float32": np.float32(3),
-    "uneven float": jnp.array(2.5),
-    "uneven schedule": optax.constant_schedule(3.5),
-    "bfloat16": jnp.array(3.0, "bfloat16"),
-    "never": math.inf,
-    "stairs up": optax.piecewise_constant_schedule(2, {7: 2, 15: 1.5}),
-    "stairs down": optax.piecewise_constant_schedule(12.0, {4: 0.5, 10: 0.5, 16: 0.4}),
-    "line": optax.linear_schedule(1, 6, 20),
-    "doubling": optax.exponential_decay(1, 8, 2),
-    "cycle": lambda step: 1 + step % 5,
-    "joined": optax.join_schedules([lambda _: 3, lambda step: 1 + step], [8]),
-    "falls below what has passed": lambda step: jnp.where(step < 9, 20, 2),
-    "too small later": lambda step: jnp.where(step < 6, 3, -1),
-    "NaN later": lambda step: jnp.where(step < 6, 3.0, jnp.nan),
-}
-
-
-@pytest.mark.parametrize("period", PERIODS)
-def test_sync_period(period):
-    steps = 24
-    initial = numbers(0, {"kernel": (6, 3)})
-    tx = p2t.laperm(optax.sgd(1.0), PERIODS[period])
-
-    def step(carry, seed):
-        params, state = carry
-        grads = jax.tree.map(lambda p: 0.2 * jnp.sin(seed + 50 * p + 1), params)
-        params, state = helpers.step(params, state, grads, tx)
-        return (params, state), (params["kernel"], state[1].sync_step, state[1].lookahead_step)
-
-    @jax.jit
-    def train(params):
-        return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(float(steps)))[1]
-
-    trace, seen, waited = train(initial)
-    expected = reading_of_the_docstring(PERIODS[period], steps)
-    permuted = np.isclose(np.sort(trace, axis=1), np.sort(initial["kernel"], axis=0))
-    assert permuted.all(axis=(1, 2)).tolist() == expected
-    assert seen.tolist() == list(range(1, steps + 1))
-    since = [0]
-    for synchronizes in expected:
-        since.append(0 if synchronizes else since[-1] + 1)
-    assert waited.tolist() == since[1:]
-
-
-def test_a_schedule_may_stand_in_inject_hyperparams():
-    schedule = PERIODS["stairs up"]
-    tx = injected("laperm", sync_period=schedule)
-    params = numbers(0)
-
-    def step(state, grads):
-        _, state = tx.update(grads, state, params)
-        return state, optax.tree.get(state, "lookahead_step") == 0
-
-    grads = jax.tree.map(lambda p: jnp.stack([p] * 24), params)
-    _, synchronizes = jax.jit(lambda state: jax.lax.scan(step, state, grads))(tx.init(params))
-    assert synchronizes.tolist() == reading_of_the_docstring(schedule, 24)
-
-
-def test_the_inner_learning_rate_has_its_own_schedule():
-    schedule = optax.piecewise_constant_schedule(1.0, {2: 0.5, 3: 0.5, 5: 0.0})
-    tx = p2t.laperm(optax.sgd(schedule), sync_period=4)
-    params = initial = numbers(0)
-    state = tx.init(params)
-    step = jax.jit(tx.update)
-    for i, rate in enumerate([1, 1, 0.5, 0.25, 0.25, 0, 0]):
-        ahead = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, numbers(i))
-        updates, state = step(numbers(i), state, params)
-        params = optax.apply_updates(params, updates)
-        assert_close(params, reordered(initial, ahead) if i == 3 else ahead)

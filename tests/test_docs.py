@@ -14,6 +14,8 @@ import p2t_jax as p2t
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+# Pages whose programs train a network for a thousand steps.
+LONG = {"docs/first_steps.md", *(p for p in TEXTS if p.startswith("docs/frameworks/"))}
 MODULES = [
     p2t,
     *(
@@ -28,7 +30,8 @@ def snippets():
     for page, text in TEXTS.items():
         for match in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S):
             line = text.count("\n", 0, match.start(1))
-            yield pytest.param("\n" * line + match[1], page, id=f"{page}:{line}")
+            marks = [pytest.mark.slow] if page in LONG else []
+            yield pytest.param("\n" * line + match[1], page, id=f"{page}:{line}", marks=marks)
 
 
 @pytest.mark.parametrize(("code", "page"), [*snippets()])

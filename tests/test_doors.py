@@ -42,6 +42,7 @@ def test_many_devices():
     assert doors_of("laperm", False) == doors_of("sgperm", False) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cores", sorted({1, CORES}))
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to take cores away")
 def test_one_device(cores):
@@ -125,12 +126,14 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_an_exported_step_runs_in_another_process(tmp_path):
     folder = f"import sys; sys.argv.append({str(tmp_path)!r})\n"
     helpers.in_a_new_process(folder + EXPORT)
     assert helpers.in_a_new_process(folder + CALL) == "same"
 
 
+@pytest.mark.slow
 def test_steps_are_kept_in_the_compilation_cache(tmp_path):
     code = (
         STEP

@@ -24,8 +24,6 @@ from oracles import laperm as oracle
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 MS = (0.25, 0.5, 1.0)
 TX = FEEDBACK()
 

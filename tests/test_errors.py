@@ -9,17 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import OPTIMIZERS, OPTIONS
+from helpers import INJECT_LAPERM, OPTIMIZERS
+from two_layers import AXES, PARAMS, SGD
 
 import p2t_jax as p2t
 
-PARAMS = {
-    "body": {"bias": jnp.zeros(3), "kernel": 0.1 * jax.random.normal(jax.random.key(0), (20, 3))},
-    "head": {"kernel": 0.1 * jax.random.normal(jax.random.key(1), (24, 2))},
-}
-AXES = {"body": {"bias": None, "kernel": (0,)}, "head": {"kernel": (0,)}}
-GRADS = jax.tree.map(lambda p: jnp.sin(100 * p + 1), PARAMS)
-SGD = optax.sgd(0.1)
+GRADS = jax.tree.map(lambda p: np.sin(100 * p + 1), PARAMS)
 
 
 def with_kernel(kernel):
@@ -94,12 +89,13 @@ def test_a_whole_number_may_be_a_float(k):
 
 @pytest.mark.parametrize("how", ["schedule", "array", "injected", "injected schedule"])
 def test_a_fraction_of_a_schedule_counts_as_the_next_whole_number(how):
-    inject = optax.inject_hyperparams(p2t.laperm, static_args=OPTIONS["laperm"])
     tx = {
         "schedule": lambda: p2t.laperm(SGD, optax.exponential_decay(1.5, 100, 1.1)),
         "array": lambda: p2t.laperm(SGD, jnp.array(1.5)),
-        "injected": lambda: inject(SGD, sync_period=1.5),
-        "injected schedule": lambda: inject(SGD, sync_period=optax.constant_schedule(1.5)),
+        "injected": lambda: INJECT_LAPERM(inner=SGD, sync_period=1.5),
+        "injected schedule": lambda: INJECT_LAPERM(
+            inner=SGD, sync_period=optax.constant_schedule(1.5)
+        ),
     }[how]()
     state = tx.init(PARAMS)
     for update, steps in ((tx.update, 1), (jax.jit(tx.update), 0)):
@@ -114,12 +110,8 @@ def test_an_infinite_sync_period_never_ends():
 
 @pytest.mark.parametrize("hyperparameter", HYPERPARAMETERS)
 def test_an_injected_hyperparameter_is_seen_in_init(hyperparameter):
-    if hyperparameter == "sync_period":
-        make = optax.inject_hyperparams(p2t.laperm, static_args=OPTIONS["laperm"])
-        tx = make(SGD, sync_period=0)
-    else:
-        make = optax.inject_hyperparams(p2t.sgperm, static_args=OPTIONS["sgperm"])
-        tx = make(0, **{hyperparameter: 0}, inner=None)
+    tx = OPTIMIZERS["laperm" if hyperparameter == "sync_period" else "sgperm"]
+    tx = tx.injected(**{hyperparameter: 0})
     with pytest.raises(ValueError, match=rf"^{hyperparameter}: .* 0"):
         tx.init(PARAMS)
 
@@ -341,65 +333,6 @@ def test_training_goes_on_after_an_error_as_if_there_had_been_none(name):
 
     bad = [(GRADS, None), (other, PARAMS), (GRADS, other)]
     chex.assert_trees_all_equal(train(bad), train([]))
-
-
-# Gradients that are not finite
-
-
-def train_with(bad, tx, steps=6):
-    """Yields parameters and exact permutation of each step; `bad` are steps with bad gradients."""
-    params, state = PARAMS, tx.init(PARAMS)
-    for i in range(1, steps + 1):
-        grads = jax.tree.map(lambda p, i=i: jnp.sin(100 * p + i), params)
-        if i in bad:
-            kernel = grads["body"]["kernel"].at[1:3, 0].set(bad[i])
-            grads["body"]["kernel"] = kernel.at[0, 1].set(-bad[i])
-        params, state = helpers.jitted_step(tx)(params, state, grads)
-        yield params, p2t.permuted_params(state, params)
-
-
-NAN, INF = float("nan"), float("inf")
-BAD = [{2: NAN}, {3: NAN}, {3: INF}, {1: NAN, 3: -INF, 4: NAN}, dict.fromkeys(range(1, 7), NAN)]
-INNERS = {"sgd": SGD, "adam": optax.adam(0.1)}
-TX = {(name, inner): OPTIMIZERS[name](INNERS[inner]) for name in OPTIMIZERS for inner in INNERS}
-
-
-@pytest.mark.parametrize("bad", BAD, ids=str)
-@pytest.mark.parametrize("inner", INNERS)
-def test_gradients_that_are_not_finite_lose_no_weight(bad, inner, name):
-    for params, final in train_with(bad, TX[name, inner]):
-        helpers.assert_permuted(name, final, PARAMS, params, AXES)
-        assert bool(p2t.is_permutation(final, PARAMS))
-
-
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_weights_recover_from_gradients_that_were_not_finite_when_they_synchronized(value):
-    for i, (params, final) in enumerate(train_with({3: value}, TX["laperm", "sgd"]), start=1):
-        chex.assert_tree_all_finite(params)
-        if i % 3 == 0:
-            chex.assert_trees_all_close(params, final, rtol=0, atol=1e-6)
-
-
-def test_a_nan_ranks_last():
-    *_, (_, final) = train_with({3: NAN}, TX["laperm", "sgd"], steps=3)
-    kernel, start = final["body"]["kernel"], np.sort(PARAMS["body"]["kernel"], axis=0)
-    np.testing.assert_array_equal(kernel[1:3, 0], start[-2:, 0])  # two, tied: in their order
-    np.testing.assert_array_equal(kernel[0, 1], start[-1, 1])
-
-
-def test_a_weight_with_a_nan_recommendation_stays():
-    *_, (_, final) = train_with({1: NAN}, TX["sgperm", "sgd"], steps=1)
-    kernel, start = final["body"]["kernel"], PARAMS["body"]["kernel"]
-    np.testing.assert_array_equal(kernel[1:3, 0], start[1:3, 0])
-    np.testing.assert_array_equal(kernel[0, 1], start[0, 1])
-    assert helpers.moved(kernel, start)[0] > 0.2
-
-
-def test_apply_if_finite_keeps_nan_out(name):
-    tx = optax.apply_if_finite(OPTIMIZERS[name](SGD), 5)
-    for params, final in train_with({2: NAN, 4: INF}, tx, steps=8):
-        chex.assert_tree_all_finite(params)
-        helpers.assert_permuted(name, final, PARAMS, params, AXES)
 
 
 # Imports

@@ -19,8 +19,6 @@ from helpers import OPTIMIZERS
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(8, 5, 5, 2)).astype(np.float32)
 LABELS = RNG.integers(0, 3, 8)

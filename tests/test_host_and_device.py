@@ -106,6 +106,7 @@ def test_any_bit_pattern(dtype, host_calls):
     both_ways(phi, phi, 1, dtype, host_calls)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to take cores away")
 def test_a_single_core_does_not_hang():
     """`jax.pure_callback` does, before JAX 0.12, where the input of a callback is not ready."""

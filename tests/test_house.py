@@ -8,7 +8,7 @@ import pytest
 
 import p2t_jax
 
-ROOT = Path(p2t_jax.__file__).parent
+ROOT, TESTS = Path(p2t_jax.__file__).parent, Path(__file__).parent
 TREES = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text()) for p in ROOT.rglob("*.py")}
 # The files for the undocumented interfaces of JAX and of Numba; there is none for Optax's.
 INTERNALS = {
@@ -44,10 +44,15 @@ def own_lines(function):
     return whole - others
 
 
-def test_files_and_functions_are_short():
+@pytest.mark.parametrize("folder", [ROOT, TESTS])
+def test_files_are_short(folder):
+    for path in folder.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_functions_are_short():
     """Or the module's docstring names the long function and says why it is long."""
     for path, tree in TREES.items():
-        assert len((ROOT / path).read_text().splitlines()) <= 400, path
         long = {function.name for function in functions(tree) if own_lines(function) > 40}
         docstring = ast.get_docstring(tree) or ""
         assert all("long" in docstring and f"`{name}`" in docstring for name in long), (path, long)

@@ -15,15 +15,12 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from vector_helpers import shape
 
 import p2t_jax as p2t
 from p2t_jax._vectors import vector_axes
 
 KEY = jax.random.key(0)
-
-
-def shape(*sizes: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(sizes, dtype)
 
 
 PARAMS = {"a": {"w": shape(4, 3), "b": shape(3)}, "layers": [shape(2, 3), shape(5, 2)]}
@@ -318,8 +315,9 @@ class Transformer(nn.Module):
 def test_a_transformer_with_scanned_layers_trains_by_permuting():
     net = Transformer()
     tokens = jax.random.randint(KEY, (64, 6), 0, 11)
-    initial = net.init(KEY, tokens)
+    initial = jax.jit(net.init)(KEY, tokens)
 
+    @jax.jit
     def loss(params, tokens):
         logits = net.apply(params, tokens)  # to say each token again, and the first for the last
         targets = tokens.at[:, -1].set(tokens[:, 0])
@@ -334,13 +332,16 @@ def test_a_transformer_with_scanned_layers_trains_by_permuting():
 
     tx = p2t.laperm(optax.adam(0.01), 5, vectors=axes)
 
-    @jax.jit
     def step(carry, _):
         params, state = carry
         updates, state = tx.update(jax.grad(loss)(params, tokens), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    (params, state), _ = jax.lax.scan(step, (initial, tx.init(initial)), length=150)
+    @jax.jit
+    def train(params):
+        return jax.lax.scan(step, (params, tx.init(params)), length=150)[0]
+
+    params, state = train(initial)
     final = p2t.permuted_params(state, params)
     assert bool(p2t.is_permutation(final, initial, vectors=axes))
     # An oracle of its own: sorted along the axes written out here, the weights are the same.

@@ -2,42 +2,21 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from vector_helpers import infer, shape, tokens
 
 import p2t_jax as p2t
 
 einsum, one_hot = jnp.einsum, jax.nn.one_hot
 
 
-def shape(*sizes: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(sizes, dtype)
-
-
-def tokens(*sizes: int) -> jax.ShapeDtypeStruct:
-    return shape(*sizes, dtype="int32")
-
-
-def infer(fn: Any, params: Any, *inputs: Any) -> Any:
-    """The axes; for a parameter that is asked for, "asked"."""
-    asked = []
-    axes = p2t.infer_vectors(fn, params, *inputs, otherwise=lambda path, _: asked.append(path))
-    if not isinstance(params, dict):
-        return "asked" if asked else axes
-    return axes | {path[0]: "asked" for path in asked}
-
-
 def conv(x, w, **kwargs):
     kwargs = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")} | kwargs
     return lax.conv_general_dilated(x, w, (1, 1), "SAME", **kwargs)
-
-
-def conv1d(x, w):
-    return lax.conv_general_dilated(x, w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
 
 
 def conv_transpose(x, w):
@@ -205,71 +184,6 @@ PARAMETERS_OF_PRIMITIVES: dict[str, tuple[Any, Any, tuple[Any, ...], Any]] = {
     "symmetrized twice": (lambda w, x: x @ (w + w.T + w), shape(4, 4), (X,), "asked"),
 }
 
-ONE_HOT: dict[str, tuple[Any, Any, tuple[Any, ...], Any]] = {
-    "several tokens": (
-        lambda w, t: einsum("btv,tvo->bo", one_hot(t, 4), w),
-        shape(5, 4, 3),
-        (tokens(2, 5),),
-        (0, 1),
-    ),
-    "a part of a dimension": (
-        lambda w, t: one_hot(t, 4).reshape(2, 20) @ w,
-        shape(20, 3),
-        (tokens(2, 5),),
-        (0,),
-    ),
-    "scaled by data, several": (
-        lambda w, t, x: einsum("bnv,nvo->bo", one_hot(t, 4) * x[..., None], w),
-        shape(5, 4, 3),
-        (tokens(2, 5), shape(2, 5)),
-        (0, 1),
-    ),
-    "scaled by data": (
-        lambda w, t, x: (one_hot(t, 4) * x[:, None]) @ w,
-        shape(4, 3),
-        (tokens(2), shape(2)),
-        (0,),
-    ),
-    "an ensemble of convolutions": (
-        lambda w, t: jax.vmap(lambda w: conv1d(one_hot(t, 4), w))(w),
-        shape(3, 5, 4, 8),
-        (tokens(2, 9),),
-        (1, 2),
-    ),
-    "a window of one": (
-        lambda w, t: conv1d(one_hot(t, 4), w),
-        shape(1, 4, 8),
-        (tokens(2, 9),),
-        None,
-    ),
-    "all of two dimensions": (
-        lambda w, t: einsum("bij,ijo->bo", one_hot(t, 6).reshape(-1, 2, 3), w),
-        shape(2, 3, 8),
-        (tokens(9),),
-        None,
-    ),
-    "masked": (
-        lambda w, t: (one_hot(t, 4) * (t != 0)[:, None]) @ w,
-        shape(4, 3),
-        (tokens(2),),
-        None,
-    ),
-    "masked by where": (
-        lambda w, t: jnp.where((t != 0)[:, None], one_hot(t, 4), 0) @ w,
-        shape(4, 3),
-        (tokens(2),),
-        None,
-    ),
-    "or uniform": (
-        lambda w, t: jnp.where((t != 0)[:, None], one_hot(t, 4), 0.25) @ w,
-        shape(4, 3),
-        (tokens(2),),
-        (0,),
-    ),
-    "smoothed": (lambda w, t: (one_hot(t, 4) * 0.9 + 0.025) @ w, shape(4, 3), (tokens(2),), (0,)),
-    "summed": (lambda w, t: one_hot(t, 4).sum(1) @ w, shape(4, 3), (tokens(2, 5),), (0,)),
-}
-
 SEVERAL_PRODUCTS: dict[str, tuple[Any, Any, tuple[Any, ...], Any]] = {
     **{
         f"mixed experts, {e} x {i} x {o}": (
@@ -408,21 +322,13 @@ SEVERAL_PRODUCTS: dict[str, tuple[Any, Any, tuple[Any, ...], Any]] = {
     ),
 }
 
-ALL = PARAMETERS_OF_PRIMITIVES | {f"one-hot, {n}": c for n, c in ONE_HOT.items()} | SEVERAL_PRODUCTS
+ALL = PARAMETERS_OF_PRIMITIVES | SEVERAL_PRODUCTS
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_networks(name):
     fn, params, inputs, expected = ALL[name]
     assert infer(fn, params, *inputs) == expected
-
-
-def test_tokens_encoded_inside_or_outside_of_a_convolution_are_the_same():
-    net = nn.Conv(8, (5,))
-    params = net.init(jax.random.key(0), jnp.ones((1, 20, 4)))
-    inside = p2t.infer_vectors(lambda p, t: net.apply(p, one_hot(t, 4)), params, tokens(2, 20))
-    outside = p2t.infer_vectors(net.apply, params, shape(2, 20, 4))
-    assert inside == outside == {"params": {"kernel": (0, 1), "bias": None}}
 
 
 # Dtypes that cannot be permuted

@@ -17,8 +17,6 @@ from local_devices import PERIOD, first, gradients, over_a_mesh, simulated
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 DEVICES = 8
 LOCAL = {
     way: OPTIMIZERS["laperm"](average_over="batch", host_callback=way == "host")

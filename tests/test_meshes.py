@@ -1,12 +1,13 @@
 """Meshes whose axes are explicit, and arrays that are older than the mesh."""
 
 import chex
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import OPTIMIZERS, WEIGHTS_NAMES
+from helpers import OPTIMIZERS
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import AUTO, EXPLICIT, make_mesh, put
@@ -14,10 +15,8 @@ from test_study_tools import TOOLS
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-KERNEL = jax.random.normal(jax.random.key(0), (24, 8))
-GRADS = jnp.sin(100 * KERNEL)
+KERNEL = jnp.asarray(np.random.default_rng(0).normal(size=(24, 8)), jnp.float32)
+GRADS = np.sin(100 * KERNEL)
 
 
 @pytest.fixture(params=[True, False], ids=["host", "no host"])
@@ -27,9 +26,8 @@ def tx(request, name):
 
 def train(tx, params, state, grads):
     for _ in range(3):
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    return params, p2t.permuted_params(state, params)
+        params, state = helpers.jitted_step(tx)(params, state, grads)
+    return params, jax.jit(p2t.permuted_params)(state, params)
 
 
 # How parameters, the weights in the state and gradients are split.
@@ -46,17 +44,19 @@ SPLITS = [
 @pytest.mark.parametrize("splits", SPLITS, ids=str)
 def test_a_state_may_be_split_otherwise_than_its_parameters(splits, tx, name):
     state = tx.init(KERNEL)
-    expected = jax.jit(train, static_argnums=0)(tx, KERNEL, state, GRADS)
+    expected = train(tx, KERNEL, state, GRADS)
     mesh = make_mesh({"x": 4, "y": 2}, EXPLICIT)
     with jax.set_mesh(mesh):
         params, weights, grads = (
             jax.device_put(x, NamedSharding(mesh, spec))
             for x, spec in zip(
-                (KERNEL, optax.tree.get(state, WEIGHTS_NAMES[name]), GRADS), splits, strict=True
+                (KERNEL, optax.tree.get(state, OPTIMIZERS[name].weights_name), GRADS),
+                splits,
+                strict=True,
             )
         )
-        state = optax.tree.set(state, **{WEIGHTS_NAMES[name]: weights})
-        result = jax.jit(train, static_argnums=0)(tx, params, state, grads)
+        state = optax.tree.set(state, **{OPTIMIZERS[name].weights_name: weights})
+        result = train(tx, params, state, grads)
     chex.assert_trees_all_close(result, expected, atol=1e-6)
     assert bool(p2t.is_permutation(np.asarray(result[1]), np.asarray(KERNEL), vectors=0))
     assert result[0].sharding.is_equivalent_to(params.sharding, 2)

@@ -35,7 +35,6 @@ def numbers(now, before):
     }
 
 
-@pytest.mark.usefixtures("compile_fast")
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), ties=st.booleans())
 def test_the_numbers_are_those_of_their_definitions(seed, ties):

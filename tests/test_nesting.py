@@ -15,17 +15,15 @@ import optax
 import pytest
 from flax import serialization
 from flax.core import freeze
-from helpers import OPTIMIZERS, OPTIONS, STEP_NAMES
+from helpers import OPTIMIZERS
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-KEYS = iter(jax.random.split(jax.random.key(0), 100))
+RNG = np.random.default_rng(0)
 
 
 def random(*shape):
-    return 0.1 * jax.random.normal(next(KEYS), shape)
+    return jnp.asarray(0.1 * RNG.normal(size=shape), jnp.float32)
 
 
 PARAMS = {
@@ -63,23 +61,10 @@ only_head = {"body": False, "head": True}
 BODY_AXES = {"body": AXES["body"], "head": None}
 
 
-def injected(name, inner=None, **options):
-    """The optimizer of the table with a hyperparameter in the state."""
-    if name == "laperm":
-        make = optax.inject_hyperparams(p2t.laperm, static_args=OPTIONS[name])
-        return make(inner or optax.adam(0.1), sync_period=3, **options)
-    make = optax.inject_hyperparams(p2t.sgperm, static_args=OPTIONS[name])
-    return make(0, 0.3, 0.25, inner=inner, **options)
-
-
-def link(name):
-    return p2t.synchronize(3) if name == "laperm" else p2t.cycle_permutation(0, 0.3, 0.25)
-
-
 # For each, what makes it of (the optimizer, what makes more of them, the optimizer's name).
 OF_ALL = {
     "alone": lambda tx, make, name: tx,
-    "a bare link": lambda tx, make, name: optax.chain(optax.sgd(0.1), link(name)),
+    "a bare link": lambda tx, make, name: optax.chain(optax.sgd(0.1), OPTIMIZERS[name].link()),
     "chain": lambda tx, make, name: optax.chain(optax.clip_by_global_norm(1.0), tx),
     "chain of chains": lambda tx, make, name: optax.chain(
         optax.chain(optax.identity()), optax.chain(tx)
@@ -95,7 +80,7 @@ OF_ALL = {
     "partition inside": lambda tx, make, name: make(
         optax.partition({"body": optax.adam(0.1), "head": optax.sgd(0.1)}, labels)
     ),
-    "inject_hyperparams": lambda tx, make, name: injected(name),
+    "inject_hyperparams": lambda tx, make, name: OPTIMIZERS[name].injected(),
     "inject_hyperparams inside": lambda tx, make, name: make(
         optax.inject_hyperparams(optax.adam)(0.1)
     ),
@@ -118,7 +103,7 @@ OF_ALL = {
                 "train",
                 optax.partition(
                     {
-                        "body": optax.MultiSteps(injected(name), 2),
+                        "body": optax.MultiSteps(OPTIMIZERS[name].injected(), 2),
                         "head": optax.chain(optax.identity(), tx),
                     },
                     labels,
@@ -190,7 +175,7 @@ def test_permuted_params_of_an_ensemble_is_vmapped(name):
     two = jax.tree.map(lambda p: jnp.stack([p, -p]), PARAMS)
     states = jax.vmap(tx.init)(two)
     # LAPerm permutes what it is given, SGPerm knows the weights.
-    params = jax.tree.map(lambda p: p[:, ::-1], two) if name == "laperm" else two
+    params = jax.tree.map(lambda p: p[:, ::-1], two) if OPTIMIZERS[name].follows_params else two
     final = jax.vmap(p2t.permuted_params)(states, params)
     for i in range(2):
         members = (helpers.member(tree, i) for tree in (final, two, params))
@@ -211,7 +196,8 @@ def outputs_first(path, leaf):
     return 1 if path[-1] == "w" else None
 
 
-mlp = eqx.filter(eqx.nn.MLP(24, 2, 20, 1, key=jax.random.key(0)), eqx.is_inexact_array)
+mlp = eqx.filter_eval_shape(eqx.nn.MLP, 24, 2, 20, 1, key=jax.random.key(0))
+mlp = jax.tree.map(lambda p: random(*p.shape), eqx.filter(mlp, eqx.is_inexact_array))
 RULES = {
     "rule": (outputs_first, [Named(random(3, 20), random(4))], [Named((1,), None)]),
     "lambda": (lambda path, leaf: (0, 2), {"w": random(5, 2, 4)}, {"w": (0, 2)}),
@@ -320,7 +306,7 @@ def test_an_optimizer_built_anew_continues_a_state(rule, name):
     restored = numpy_leaves(state, again.init(PARAMS))
     continued, last = train(again, params, restored, range(4, 6))
     chex.assert_trees_all_equal(continued, expected)
-    assert int(optax.tree.get(last, STEP_NAMES[name])) == 6
+    assert int(optax.tree.get(last, OPTIMIZERS[name].step_name)) == 6
 
 
 @pytest.mark.parametrize("rule", ["flax_vectors", "tree", "tree with a rule"])
@@ -360,8 +346,9 @@ def test_the_tree_tools_of_optax_take_states(name):
     zeros = optax.tree.zeros_like(state)
     chex.assert_trees_all_equal_structs(zeros, state)
     chex.assert_trees_all_equal(optax.tree.add(state, zeros), state)
-    small = {"laperm": 2, "sgperm": 3}[name]  # counters, and two words of a key
-    assert optax.tree.size(state) == 2 * optax.tree.size(PARAMS) + small  # momentum and weights
+    assert (
+        optax.tree.size(state) == 2 * optax.tree.size(PARAMS) + OPTIMIZERS[name].numbers
+    )  # momentum, weights
 
 
 def test_parameters_with_the_same_joined_path_keep_their_own_axes(name):

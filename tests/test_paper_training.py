@@ -17,7 +17,7 @@ import transformer
 from common import data, models, search, training
 from common.records import Record
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compile_fast")]
+pytestmark = pytest.mark.slow
 MODEL = models.MLP((12, 10))
 
 

@@ -28,7 +28,6 @@ from p2t_jax.permutations import (
     update_statistics,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 KEY = jax.random.key(0)
 
 

@@ -13,7 +13,6 @@ TRAIN = """
 import jax, numpy as np, helpers, p2t_jax as p2t
 from helpers import TX, member
 
-jax.config.update("jax_disable_most_optimizations", True)
 PARAMS, GRADS = ({"Dense_0": tree["Dense_0"]} for tree in (helpers.PARAMS, helpers.GRADS))
 
 def train(name):
@@ -95,6 +94,7 @@ def unwritable_copy(folder):
     return f"{folder}:{Path(__file__).parent}"
 
 
+@pytest.mark.slow
 def test_nothing_can_be_cached(tmp_path, expected):
     """Read-only site-packages, and a user without a home: a warning says what to do."""
     path = unwritable_copy(tmp_path)
@@ -124,6 +124,7 @@ SWITCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switches", SWITCHES)
 def test_switches_of_numba_change_nothing(switches, expected):
     code = "import warnings\nwarnings.simplefilter('ignore')\n" + TRAIN + HASH

@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,222 +18,12 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from helpers import OPTIMIZERS, TX, WEIGHTS_NAMES, assert_identical
+from helpers import OPTIMIZERS, TX, assert_identical
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from one_layer import EAGER_OR_JIT, GRADS, PARAMS, train
 
 import p2t_jax as p2t
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-PARAMS = {
-    "kernel": np.asarray(jax.random.normal(jax.random.key(0), (24, 3))),
-    "bias": np.arange(3, dtype=np.float32),
-}
-AXES = {"kernel": (0,), "bias": None}
-GRADS = {
-    name: np.asarray(jax.random.normal(jax.random.key(1), w.shape)) for name, w in PARAMS.items()
-}
-
-
-def train(tx, params=PARAMS, steps=3, wrap=jax.jit):
-    """Some steps; the exact permutation, the parameters and the state."""
-    step = wrap(functools.partial(helpers.step, tx=tx))
-    state = wrap(tx.init)(params)
-    grads = jax.tree.map(lambda w, g: g.astype(w.dtype), params, GRADS)
-    for _ in range(steps):
-        params, state = step(params, state, grads)
-    return wrap(p2t.permuted_params)(state, params), params, state
-
-
-@functools.cache
-def expected(name):
-    return train(TX[name])[0]
-
-
-# JAX's configuration
-
-SAME = {  # switches that change nothing about the result
-    "jax_check_tracer_leaks": True,
-    "jax_debug_infs": True,
-    "jax_debug_key_reuse": True,
-    "jax_debug_nans": True,
-    "jax_disable_jit": True,
-    "jax_enable_checks": True,
-    "jax_enable_x64": True,
-    "jax_log_compiles": True,
-    "jax_numpy_dtype_promotion": "strict",
-    "jax_numpy_rank_promotion": "raise",
-    "jax_threefry_gpu_kernel_lowering": True,
-    "jax_use_shardy_partitioner": False,
-}
-OTHER_DRAWS = {  # and those that may change the random numbers
-    "jax_default_prng_impl": "rbg",
-    "jax_enable_custom_prng": True,
-    "jax_threefry_partitionable": False,
-}
-EAGER_OR_JIT = pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-
-
-@pytest.mark.parametrize("option", SAME)
-def test_switches_that_must_change_nothing(option, name):
-    want = expected(name)
-    with helpers.config(option, SAME[option]):
-        final, *_ = train(OPTIMIZERS[name]())
-        assert bool(p2t.is_permutation(final, PARAMS))
-        assert_identical(final, want)
-        if "promotion" in option:
-            assert_identical(train(TX[name], wrap=lambda function: function)[0], want)
-
-
-@pytest.mark.parametrize("option", OTHER_DRAWS)
-def test_switches_of_random_numbers(option, name):
-    with helpers.config(option, OTHER_DRAWS[option]):
-        final, params, _ = train(OPTIMIZERS[name]())
-        helpers.assert_permuted(name, final, PARAMS, params, AXES)
-        assert helpers.moved(final, PARAMS)[0] > 0.3
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_strict_promotion_of_half_precision(dtype, name):
-    params = jax.tree.map(lambda w: jnp.asarray(w, dtype), PARAMS)
-    with jax.numpy_dtype_promotion("strict"):
-        final, _, _ = train(OPTIMIZERS[name](), params)
-        assert bool(p2t.is_permutation(final, params))
-
-
-def test_x64_in_this_thread_alone(name):
-    """The threads that call the host do not know of it."""
-    with jax.enable_x64(True):
-        params = jax.tree.map(np.float64, helpers.PARAMS)
-        grads = jax.tree.map(np.float64, helpers.GRADS)
-        params, state = helpers.train_jit(OPTIMIZERS[name](), params, grads)
-        final = jax.block_until_ready(p2t.permuted_params(state, params))
-        chex.assert_trees_all_equal_dtypes(final, params)
-        assert bool(p2t.is_permutation(final, jax.tree.map(np.float64, helpers.PARAMS)))
-
-
-def test_results_stay_where_the_default_device_is(name):
-    device = jax.devices()[3]
-    with jax.default_device(device):
-        final, params, state = train(OPTIMIZERS[name]())
-    assert {d for x in jax.tree.leaves((final, params, state)) for d in x.devices()} == {device}
-    assert_identical(final, expected(name))
-
-
-def test_threads_train_at_the_same_time(name):
-    want, results = expected(name), [None] * 4
-
-    def run(i):
-        results[i] = train(OPTIMIZERS[name]())[0]
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for result in results:
-        assert_identical(result, want)
-
-
-# Derivatives: those of a permutation that stays the same
-
-
-COTANGENTS = jax.tree.map(
-    lambda w: np.cos(np.arange(w.size, dtype=np.float32)).reshape(w.shape), PARAMS
-)
-
-
-def loss(params):
-    """Linear: its derivative tells places from each other."""
-    return optax.tree.vdot(COTANGENTS, params)
-
-
-def moved_back(permuted, initial):
-    """The derivative of the loss with respect to the initial weights, which are elsewhere now."""
-    kernel, start = np.asarray(permuted["kernel"]), np.asarray(initial["kernel"])
-    out = np.zeros_like(start)
-    for j in range(start.shape[1]):
-        for i, w in enumerate(kernel[:, j]):
-            (source,) = np.flatnonzero(start[:, j] == w)
-            out[source, j] += COTANGENTS["kernel"][i, j]
-    return out
-
-
-def directional(function, x, direction):
-    return jax.jvp(function, (x,), (direction,))[1]
-
-
-@EAGER_OR_JIT
-def test_derivative_with_respect_to_the_initial_weights(wrap, name):
-    tx = OPTIMIZERS[name]()
-    initial = jax.tree.map(jnp.asarray, PARAMS)
-    phi = jax.tree.map(jnp.asarray, expected("laperm"))
-
-    def function(kernel):
-        params = initial | {"kernel": kernel}
-        _, state = tx.update(GRADS, tx.init(params), params)
-        return loss(p2t.permuted_params(state, phi if name == "laperm" else params))
-
-    def permuted(kernel):
-        params = initial | {"kernel": kernel}
-        _, state = tx.update(GRADS, tx.init(params), params)
-        return p2t.permuted_params(state, phi if name == "laperm" else params)
-
-    want = moved_back(permuted(initial["kernel"]), initial)
-    np.testing.assert_allclose(wrap(jax.grad(function))(initial["kernel"]), want, rtol=1e-6)
-    forward = directional(wrap(function), initial["kernel"], GRADS["kernel"])
-    np.testing.assert_allclose(forward, np.vdot(want, GRADS["kernel"]), rtol=1e-5)
-
-
-@EAGER_OR_JIT
-def test_derivative_of_a_loss_at_the_permuted_parameters(wrap):
-    """LAPerm's weights are constant almost everywhere; the biases are what they are given as."""
-    state = TX["laperm"].init(PARAMS)
-    function = wrap(lambda params: loss(p2t.permuted_params(state, params)))
-    params = jax.tree.map(jnp.asarray, PARAMS)
-    want = {"kernel": np.zeros_like(PARAMS["kernel"]), "bias": COTANGENTS["bias"]}
-    chex.assert_trees_all_close(jax.grad(function)(params), want)
-    forward = directional(function, params, COTANGENTS)
-    np.testing.assert_allclose(forward, np.vdot(COTANGENTS["bias"], COTANGENTS["bias"]), rtol=1e-5)
-
-
-@EAGER_OR_JIT
-@pytest.mark.parametrize("synchronizes", [False, True])
-def test_derivative_with_respect_to_an_inner_learning_rate(synchronizes, wrap, name):
-    """Hypergradients: whoever is looked ahead moves on with the rate, permutations do not."""
-
-    def function(rate):
-        inner = optax.sgd(rate)
-        if name == "laperm":
-            tx = p2t.laperm(inner, 1 if synchronizes else 5)
-        else:
-            tx = OPTIMIZERS[name](inner)
-        updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
-        return loss(updates)
-
-    biases = -np.vdot(COTANGENTS["bias"], GRADS["bias"])
-    kernels = -np.vdot(COTANGENTS["kernel"], GRADS["kernel"])
-    want = {"laperm": biases + (0 if synchronizes else kernels), "sgperm": 0}[name]
-    for derivative in (jax.grad, jax.jacfwd):
-        np.testing.assert_allclose(wrap(derivative(function))(0.1), want, rtol=1e-4)
-
-
-def test_hessian_vector_product_through_training(name):
-    """Forward over reverse, as for curvature and for meta-learning."""
-
-    def function(scale):
-        tx = OPTIMIZERS[name](optax.sgd(0.1))
-        params = jax.tree.map(lambda w: scale * w, PARAMS)
-        state = tx.init(params)
-        for _ in range(3):
-            params, state = helpers.step(params, state, GRADS, tx)
-        return optax.tree.norm(p2t.permuted_params(state, params)["kernel"], squared=True)
-
-    squared = float(np.vdot(PARAMS["kernel"], PARAMS["kernel"]))
-    second = jax.jit(jax.jacfwd(jax.grad(function)))(1.0)
-    np.testing.assert_allclose(second, 2 * squared, rtol=1e-4)
-
 
 # Buffers
 
@@ -288,8 +77,8 @@ def test_orbax_restores_without_a_target(tmp_path, name):
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)
         restored = checkpointer.restore(tmp_path / "state")
-    weights = optax.tree.get(state, WEIGHTS_NAMES[name])
-    chex.assert_trees_all_equal(restored[1][WEIGHTS_NAMES[name]], weights)
+    weights = optax.tree.get(state, OPTIMIZERS[name].weights_name)
+    chex.assert_trees_all_equal(restored[1][OPTIMIZERS[name].weights_name], weights)
     arrays = {helpers.path_of(path): x for path, x in jax.tree.leaves_with_path(restored)}
     again = jax.tree.map_with_path(lambda path, _: arrays[helpers.path_of(path)], tx.init(PARAMS))
     assert_identical(p2t.permuted_params(again, params), final)
@@ -473,48 +262,6 @@ def test_a_parameter_may_be_called_value(name):
     assert min(helpers.moved(final, params)) > 0.3
     swapped = Attention(params.query, params.key, params.value + 1)
     assert not bool(p2t.is_permutation(swapped, params, vectors=rule))
-
-
-# Keys
-
-
-KEYS = {
-    "int": lambda: 5,
-    "negative": lambda: -5,
-    "np.int64": lambda: np.int64(5),
-    "np.uint32": lambda: np.uint32(5),
-    "0-d ndarray": lambda: np.array(5),
-    "0-d array": lambda: jnp.array(5),
-    "key": lambda: jax.random.key(5),
-    "PRNGKey": lambda: jax.random.PRNGKey(5),
-    "NumPy PRNGKey": lambda: np.asarray(jax.random.PRNGKey(5)),
-    "rbg": lambda: jax.random.key(5, impl="rbg"),
-    "unsafe_rbg": lambda: jax.random.key(5, impl="unsafe_rbg"),
-}
-ASKS_FOR_A_KEY = {
-    "sgperm": lambda key: train(p2t.sgperm(key, 0.3, 0.25))[0],
-    "cycle_permutation": lambda key: train(p2t.cycle_permutation(key, 0.3, 0.25))[0],
-    "prune": lambda key: p2t.prune(key, PARAMS, 0.5),
-    "reinitialize": lambda key: p2t.reinitialize(key, PARAMS, jax.nn.initializers.he_normal()),
-}
-
-
-@pytest.mark.parametrize("function", ASKS_FOR_A_KEY)
-def test_a_key_is_all_that_jax_takes_for_one(function):
-    ask = ASKS_FOR_A_KEY[function]
-    want = ask(jax.random.key(5))
-    for key_name, key in KEYS.items():
-        result = ask(key())
-        same = key_name not in ("negative", "rbg", "unsafe_rbg")
-        assert same == np.array_equal(result["kernel"], want["kernel"]), key_name
-
-
-@pytest.mark.parametrize("function", ASKS_FOR_A_KEY)
-def test_nothing_else_is_taken_for_a_key(function):
-    several = jax.random.split(KEYS["key"]())
-    for bad in ("seed", 1.5, None, True, [0], {}, jnp.zeros(3, jnp.uint32), several):
-        with pytest.raises(TypeError, match=r"^key: "):
-            ASKS_FOR_A_KEY[function](bad)
 
 
 # Without the host

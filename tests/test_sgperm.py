@@ -1,5 +1,7 @@
 """SGPerm against Algorithm 1: what is particular to it. What it shares is in the common suite."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -149,18 +151,19 @@ def test_schedules_are_followed():
 
 
 @pytest.mark.parametrize("host_callback", [True, False], ids=["host", "jax"])
-@pytest.mark.parametrize("value", [jnp.nan, 0.0, -1.0])
-def test_traced_hyperparameters_out_of_range_let_nothing_move(value, host_callback):
+def test_traced_hyperparameters_out_of_range_let_nothing_move(host_callback):
     initial = make_params()
 
+    @jax.jit
     def run(alpha, lambda_):
         tx = p2t.sgperm(0, alpha, lambda_, vectors=VECTORS, host_callback=host_callback)
         return train(tx, initial, 1, tx.update)[0]
 
-    chex.assert_trees_all_equal(jax.jit(run)(value, 0.5), initial)
-    chex.assert_trees_all_equal(jax.jit(run)(0.5, value), initial)
-    chex.assert_trees_all_equal(jax.jit(run)(7.0, 0.5), run(1.0, 0.5))
-    chex.assert_trees_all_equal(jax.jit(run)(0.5, jnp.inf), run(0.5, 1.0))
+    for value in (math.nan, 0.0, -1.0):
+        chex.assert_trees_all_equal(run(value, 0.5), initial)
+        chex.assert_trees_all_equal(run(0.5, value), initial)
+    chex.assert_trees_all_equal(run(7.0, 0.5), run(1.0, 0.5))
+    chex.assert_trees_all_equal(run(0.5, math.inf), run(0.5, 1.0))
     assert not np.array_equal(run(0.5, 0.5)["Dense_0"]["kernel"], initial["Dense_0"]["kernel"])
 
 

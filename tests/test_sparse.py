@@ -13,7 +13,6 @@ from scipy import stats
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 KEY = jax.random.key(0)
 
 

@@ -16,8 +16,6 @@ from p2t_jax import permutations
 from p2t_jax.initializers import from_profile, kaiming, to_grid
 from p2t_jax.profiles import profile_similarity, weight_profiles
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 PARAMS = {

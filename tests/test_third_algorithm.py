@@ -1,11 +1,13 @@
-"""What an algorithm gets by the interface of `p2t_jax._updates`, and writes nothing for."""
+"""What an algorithm gets by the interface of `p2t_jax._updates`, and writes nothing for.
+
+The rest is in test_conventions.py.
+"""
 
 import functools
 
 import helpers
 import jax
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 from helpers import GRADS, PARAMS, assert_identical, member
@@ -14,7 +16,6 @@ from swapperm import swapperm
 
 import p2t_jax as p2t
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 TX = swapperm(0)
 
 
@@ -34,25 +35,6 @@ def test_it_permutes_and_lowers_the_loss():
     ]
     assert max(downhill) < 0
     helpers.assert_permuted("swapperm", final, PARAMS, params)
-
-
-NESTINGS = {
-    "chain": lambda: optax.chain(optax.clip(1.0), TX),
-    "MultiSteps": lambda: optax.MultiSteps(TX, 2),
-    "masked": lambda: optax.masked(TX, jax.tree.map(lambda w: w.ndim > 1, PARAMS)),
-    "partition": lambda: optax.partition(
-        {"kernel": TX, "bias": helpers.SGD},
-        lambda params: jax.tree.map_with_path(lambda path, _: path[-1].key, params),
-    ),
-}
-
-
-@pytest.mark.parametrize("nesting", NESTINGS)
-def test_permutations_come_out_of_any_nesting(nesting):
-    params, state = helpers.train_jit(NESTINGS[nesting]())
-    final = p2t.permuted_params(state, params)
-    assert bool(p2t.is_permutation(final, PARAMS))
-    assert max(helpers.moved(final, PARAMS)) > 0.1
 
 
 def test_scan_and_vmap():

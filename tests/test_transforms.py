@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import GRADS, OPTIMIZERS, PARAMS, STEP_NAMES, TX, assert_identical, expected, member
+from helpers import GRADS, OPTIMIZERS, PARAMS, TX, assert_identical, expected, member
 
 import p2t_jax as p2t
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 MEMBERS = 4
 PERIODS = np.array([1, 2, 3, 5])
@@ -55,7 +53,7 @@ def test_same_run_where_rounding_may_differ(way):
 def test_the_run_has_permuted_weights_and_moved_on(name):
     """Otherwise the tests of this file would compare networks that nothing happened to."""
     params, state, final = expected(name)
-    assert int(optax.tree.get(state, STEP_NAMES[name])) == helpers.STEPS
+    assert int(optax.tree.get(state, OPTIMIZERS[name].step_name)) == helpers.STEPS
     assert bool(p2t.is_permutation(final, PARAMS))
     helpers.assert_permuted(name, final, PARAMS, params)
     assert min(helpers.moved(final, PARAMS)) > 0.3

@@ -10,11 +10,9 @@ import numpy as np
 import optax
 import pytest
 from flax import serialization
-from helpers import OPTIMIZERS, STEP_NAMES, WEIGHTS_NAMES
+from helpers import OPTIMIZERS
 
 import p2t_jax as p2t
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 PARAMS = {
     "body": {"kernel": jnp.arange(24.0).reshape(12, 2), "bias": jnp.ones(2)},
@@ -115,11 +113,11 @@ def test_fields_and_leaves_are_the_same(nesting, name):
 def test_values_are_found_and_replaced_by_name(nesting, name):
     _, _, state = trained(name, nesting)
     assert float(optax.tree.get(state, "learning_rate")) == pytest.approx(0.1)
-    changed = optax.tree.set(state, learning_rate=0.01, **{STEP_NAMES[name]: 5})
+    changed = optax.tree.set(state, learning_rate=0.01, **{OPTIMIZERS[name].step_name: 5})
     assert optax.tree.get(changed, "learning_rate") == 0.01
-    assert optax.tree.get(changed, STEP_NAMES[name]) == 5
+    assert optax.tree.get(changed, OPTIMIZERS[name].step_name) == 5
     assert len(optax.tree.get_all_with_path(state, "VectorAxes")) == 1
-    weights = optax.tree.get(state, WEIGHTS_NAMES[name])
+    weights = optax.tree.get(state, OPTIMIZERS[name].weights_name)
     chex.assert_trees_all_equal_shapes(jax.tree.leaves(weights)[:2], jax.tree.leaves(PARAMS)[:2])
 
 

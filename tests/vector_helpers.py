@@ -5,10 +5,28 @@ from typing import Any
 import jax
 from flax import nnx
 
+import p2t_jax as p2t
 from p2t_jax._vectors import named_leaves, vector_axes
 
 KEY = jax.random.key(0)
 struct = jax.ShapeDtypeStruct
+
+
+def shape(*sizes: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def tokens(*sizes: int) -> jax.ShapeDtypeStruct:
+    return shape(*sizes, dtype="int32")
+
+
+def infer(fn: Any, params: Any, *inputs: Any) -> Any:
+    """The axes; for a parameter that is asked for, "asked"."""
+    asked = []
+    axes = p2t.infer_vectors(fn, params, *inputs, otherwise=lambda path, _: asked.append(path))
+    if not isinstance(params, dict):
+        return "asked" if asked else axes
+    return axes | {path[0]: "asked" for path in asked}
 
 
 def named_axes(vectors: Any, tree: Any) -> dict[str, Any]:

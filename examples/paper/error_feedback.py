@@ -18,9 +18,9 @@ import optax
 
 import p2t_jax as p2t
 from common import data, figures, models, training
-from common.experiment import Experiment, mnist, parser, versions
+from common.experiment import Experiment, mnist, parser
 from common.records import Record, spread, table
-from common.search import search, searched, trials, winner
+from common.search import search_mnist, search_table, searched, winner
 from p2t_jax import plots
 
 BATCHES, EVERY = 3000, 100
@@ -43,24 +43,10 @@ def optimizer(name, rate, last_rate, b1):
     return p2t.laperm(adam, k, error_feedback=m)
 
 
-def search_all(options):
-    """Search on training images, a sixth of them held back to judge by."""
-    dataset = data.load("mnist", options.data_dir)
-    held_back = mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
-    record = Record.load(SEARCH, options.output_dir)
-    record.contents = {"experiment": SEARCH, "versions": versions()} | record.contents
-
-    def accuracy(name, hyperparameters, seed):
-        tx = optimizer(name, **hyperparameters)
-        start = training.initial_state(NETWORK, tx, held_back, seed)
-        at = [5 if options.short else BATCHES]
-        run = training.fit(NETWORK, tx, held_back, start, seed=seed, evaluate_at=at)
-        return round(float(run.accuracy[-1]), 4)
-
-    def save():
-        record.save(SEARCH, options.output_dir)
-
-    search(record, options.search, accuracy, save, CONTENDERS)
+def prepared(name, hyperparameters, images, seed):
+    """Network, optimizer, and the state that training starts from."""
+    tx = optimizer(name, **hyperparameters)
+    return NETWORK, tx, training.initial_state(NETWORK, tx, images, seed)
 
 
 def main():
@@ -69,7 +55,7 @@ def main():
     options.add_argument("--only", nargs="+", metavar="NAME", help="only these contenders")
     options = options.parse_args()
     if options.search:
-        return search_all(options)
+        return search_mnist(SEARCH, options, BATCHES, prepared, CONTENDERS)
     evaluate_at = range(0, 41, 20) if options.short else range(0, BATCHES + 1, EVERY)
     made = searched(SEARCH, options.output_dir)
     runs = {name: winner(made, name)["hyperparameters"] for name in CONTENDERS}
@@ -130,7 +116,9 @@ def tables(record: Record):
               *(f"{title}, minus Adam" for title in DATA.values())]  # fmt: skip
     return {
         "error_feedback": table(header, rows),
-        "error_feedback-search": search_table(Record.load(SEARCH)),
+        "error_feedback-search": search_table(
+            Record.load(SEARCH), CONTENDERS, "default hyperparameters"
+        ),
     }
 
 
@@ -140,23 +128,6 @@ def versus_adam(record, title, name):
     if name == "Adam" or not len(ours) or not len(adams):
         return ""
     return f"{100 * (ours.mean() - adams.mean()):+.2f}"
-
-
-def search_table(record):
-    rows = []
-    for name in CONTENDERS if trials(record, "Adam") else ():
-        made, best = trials(record, name), winner(record, name)
-        rows.append(
-            [
-                name,
-                str(len(made)),
-                spread([*made[0]["accuracy"].values()]),
-                spread([*best["accuracy"].values()]),
-                ", ".join(f"{what} {value}" for what, value in best["hyperparameters"].items()),
-            ]
-        )
-    header = ["", "trials", "default hyperparameters", "the best", "its hyperparameters"]
-    return table(header, rows)
 
 
 def overview(record: Record):

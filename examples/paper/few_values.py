@@ -30,9 +30,9 @@ import p2t_jax as p2t
 import transformer
 import vgg
 from common import cifar, data, figures, models, training
-from common.experiment import Experiment, mnist, parser, versions
+from common.experiment import Experiment, mnist, parser
 from common.records import Record, spread, table
-from common.search import ADAM, search, trials, winner
+from common.search import ADAM, search_mnist, search_table, searched, trials, winner
 from p2t_jax import plots
 
 BATCHES, EVERY, BATCH, SYNC_PERIOD = 3000, 100, 64, 10
@@ -172,38 +172,21 @@ def task(title, name, options):
             transformer.NETWORK, images, transformer.adam(0, **transformer.ADAM),
             transformer.BATCHES, transformer.EVERY, transformer.BATCH,
         )  # fmt: skip
-    return mlp(mnist(data.load(MLPS[title], options.data_dir)), **searched(options)[name])
+    return mlp(mnist(data.load(MLPS[title], options.data_dir)), **hyperparameters(options)[name])
 
 
-def searched(options):
-    """The best hyperparameters of each contender; the usual ones before there was a search."""
-    record = Record.load(SEARCH, options.output_dir)
-    if "trials" not in record.contents:  # a record elsewhere goes with the search of the project
-        record = Record.load(SEARCH)
-    made = record.contents.get("trials") and {name for name in CONTENDERS if trials(record, name)}
+def hyperparameters(options):
+    """The best of each contender; the usual ones before there was a search."""
+    record = searched(SEARCH, options.output_dir)
     return {
-        name: winner(record, name)["hyperparameters"] if name in (made or ()) else ADAM
+        name: winner(record, name)["hyperparameters"] if trials(record, name) else ADAM
         for name in CONTENDERS
     }
 
 
-def search_all(options):
-    """Search on training images, a sixth of them held back to judge by."""
-    dataset = data.load("mnist", options.data_dir)
-    held_back = mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
-    record = Record.load(SEARCH, options.output_dir)
-    record.contents = {"experiment": SEARCH, "versions": versions()} | record.contents
-
-    def accuracy(name, hyperparameters, seed):
-        model, tx, start = mlp(held_back, **hyperparameters).contender(name, seed)
-        at = [5 if options.short else BATCHES]
-        run = training.fit(model, tx, held_back, start, seed=seed, evaluate_at=at)
-        return round(float(run.accuracy[-1]), 4)
-
-    def save():
-        record.save(SEARCH, options.output_dir)
-
-    search(record, options.search, accuracy, save, present(options.only or CONTENDERS))
+def prepared(name, found, images, seed):
+    """As a search trains it."""
+    return mlp(images, **found).contender(name, seed)
 
 
 def present(names):
@@ -228,10 +211,11 @@ def main():
     options.add_argument("--epochs", type=int, default=10, help="of VGG")
     options = options.parse_args()
     if options.search:
-        return search_all(options)
+        names = present(options.only or CONTENDERS)
+        return search_mnist(SEARCH, options, BATCHES, prepared, names)
     experiment = Experiment(
         "few_values", options,
-        sync_period=SYNC_PERIOD, vgg_epochs=options.epochs, runs=searched(options),
+        sync_period=SYNC_PERIOD, vgg_epochs=options.epochs, runs=hyperparameters(options),
     )  # fmt: skip
     stored = {}
     for title in options.on:
@@ -260,7 +244,6 @@ def bits_packed(record, run):
 
 
 def tables(record: Record):
-    made = Record.load(SEARCH)
     rows = [
         [
             made_by,
@@ -279,18 +262,10 @@ def tables(record: Record):
     return {
         "few_values": table(header, rows),
         "few_values-others": table(["", "test accuracy"], others),
-        "few_values-search": search_table(made),
+        "few_values-search": search_table(
+            Record.load(SEARCH), CONTENDERS, "default hyperparameters"
+        ),
     }
-
-
-def search_table(record):
-    rows = []
-    for name in CONTENDERS if "trials" in record.contents else ():
-        if made := trials(record, name):
-            best = winner(record, name)
-            found = ", ".join(f"{what} {value}" for what, value in best["hyperparameters"].items())
-            rows.append([name, str(len(made)), spread([*best["accuracy"].values()]), found])
-    return table(["", "trials", "validation accuracy", "hyperparameters"], rows)
 
 
 def overview(record: Record):

@@ -17,9 +17,9 @@ import optax
 import p2t_jax as p2t
 from common import data, figures, models, training
 from common.algorithm_1 import VECTORS, sgperm
-from common.experiment import Experiment, mnist, parser, versions
+from common.experiment import Experiment, mnist, parser
 from common.records import Record, spread, table
-from common.search import ADAM, THE_PAPERS, search, trials, winner
+from common.search import ADAM, BOTH, THE_PAPERS, search_mnist, search_table, winner
 
 BATCHES, EVERY = 800, 25
 SEARCH = "fully_connected_search"  # its record
@@ -40,21 +40,10 @@ def adam(seed, rate, last_rate, b1):
 OPTIMIZERS = {"SGPerm": sgperm, "Adam": adam}
 
 
-def search_both(options):
-    """Search on training images, a sixth of them held back to judge by."""
-    dataset = data.load("mnist", options.data_dir)
-    held_back = mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
-    record = Record.load(SEARCH, options.output_dir)
-    record.contents = {"experiment": SEARCH, "versions": versions()} | record.contents
-
-    def accuracy(optimizer, hyperparameters, seed):
-        tx = OPTIMIZERS[optimizer](seed, **hyperparameters)
-        start = training.initial_state(network(), tx, held_back, seed)
-        at = [5 if options.short else BATCHES]
-        run = training.fit(network(), tx, held_back, start, seed=seed, evaluate_at=at)
-        return round(float(run.accuracy[-1]), 4)
-
-    search(record, options.search, accuracy, lambda: record.save(SEARCH, options.output_dir))
+def prepared(optimizer, hyperparameters, images, seed):
+    """Network, optimizer, and the state that training starts from."""
+    model, tx = network(), OPTIMIZERS[optimizer](seed, **hyperparameters)
+    return model, tx, training.initial_state(model, tx, images, seed)
 
 
 def runs():
@@ -71,7 +60,7 @@ def main():
     options.add_argument("--search", type=int, metavar="TRIALS", help="search hyperparameters")
     options = options.parse_args()
     if options.search:
-        return search_both(options)
+        return search_mnist(SEARCH, options, BATCHES, prepared)
     evaluate_at = range(0, 51, 25) if options.short else range(0, BATCHES + 1, EVERY)
     experiment = Experiment("fully_connected", options, batch_size=64, runs=runs())
     for name, title in DATA.items():
@@ -115,7 +104,7 @@ def cycles(images, steps):
 def tables(record: Record):
     return {
         "fully_connected": accuracy_table(record),
-        "fully_connected-search": search_table(Record.load(SEARCH)),
+        "fully_connected-search": search_table(Record.load(SEARCH), BOTH, "the paper's"),
         "fully_connected-cycles": cycle_table(record),
     }
 
@@ -139,23 +128,6 @@ def ahead(record, title, run):
         return ""
     lead = (ours.mean(axis=0) - adams.mean(axis=0))[1:]  # without the one before training
     return f"at {np.count_nonzero(lead > 0)} of {lead.size}"
-
-
-def search_table(record):
-    rows = []
-    for optimizer in OPTIMIZERS:
-        made, best = trials(record, optimizer), winner(record, optimizer)
-        rows.append(
-            [
-                optimizer,
-                str(len(made)),
-                spread([*made[0]["accuracy"].values()]),
-                spread([*best["accuracy"].values()]),
-                ", ".join(f"{what} {value}" for what, value in best["hyperparameters"].items()),
-            ]
-        )
-    header = ["", "trials", "the paper's", "the best", "its hyperparameters"]
-    return table(header, rows)
 
 
 def cycle_table(record):

@@ -21,7 +21,7 @@ import p2t_jax as p2t
 from common import algorithm_1, data, figures, models, records, training
 from common.experiment import Experiment, mnist, parser, versions
 from common.records import Record, spread, table
-from common.search import THE_PAPERS, searched, trials, winner
+from common.search import THE_PAPERS, held_back, searched, trials, winner
 from p2t_jax import plots
 
 BATCHES, EVERY, BATCH = 1000, 100, 128
@@ -135,8 +135,7 @@ def start_of(optimizer, images, seed, gain, confidence, **hyperparameters):
 
 def search(options):
     """Train with those of `TRIALS` that are not in the record, a sixth of the images held back."""
-    dataset = data.load("fashion_mnist", options.data_dir)
-    held_back = mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
+    images = held_back("fashion_mnist", options)
     for optimizer in options.only or TRIALS:
         for hyperparameters in TRIALS[optimizer]:
             # Loaded anew, since other processes may add to the same record.
@@ -144,9 +143,9 @@ def search(options):
             record.contents.setdefault("trials", [])
             if hyperparameters in (trial["hyperparameters"] for trial in trials(record, optimizer)):
                 continue
-            tx, start = start_of(optimizer, held_back, 0, **hyperparameters)
+            tx, start = start_of(optimizer, images, 0, **hyperparameters)
             run = training.fit(
-                NETWORK, tx, held_back, start,
+                NETWORK, tx, images, start,
                 seed=0, batch_size=BATCH, evaluate_at=[3 if options.short else BATCHES],
             )  # fmt: skip
             accuracy = {"0": round(float(run.accuracy[-1]), 4)}

@@ -29,7 +29,7 @@ import p2t_jax as p2t
 from common import data, figures, models, records, training
 from common.experiment import Experiment, mnist, parser, versions
 from common.records import Record, spread, table
-from common.search import searched, trials, winner
+from common.search import held_back, searched, trials, winner
 
 BATCH, EVERY = 128, 250
 
@@ -116,17 +116,16 @@ def random_training(rng, logit_scale):
 
 def search(options):
     """Random hyperparameters, the same for both networks, a sixth of the images held back."""
-    dataset = data.load("mnist", options.data_dir)
-    held_back = mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
+    images = held_back("mnist", options)
     record = Record.load(SEARCH, options.output_dir)
     record.contents = {"experiment": SEARCH, "versions": versions(), "trials": []} | record.contents
     for name, (network, logit_scale) in NETWORKS.items():
         for number in range(len(trials(record, name)), options.search):
             how = random_training(np.random.default_rng([1, number]), logit_scale)
-            model, tx, start = prepared(network, how, held_back, 0)
-            epochs = network.epochs * (len(held_back.train_images) // BATCH)
+            model, tx, start = prepared(network, how, images, 0)
+            epochs = network.epochs * (len(images.train_images) // BATCH)
             run = training.fit(
-                model, tx, held_back, start,
+                model, tx, images, start,
                 seed=0, batch_size=BATCH, evaluate_at=[5 if options.short else epochs],
             )  # fmt: skip
             accuracy = {"0": round(float(run.accuracy[-1]), 4)}

@@ -7,6 +7,7 @@ The first trials are given or random, the others are near the best one so far. A
 the best are then repeated with more seeds, and the best mean wins.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.records import FOLDER, Record
+from common import data, training
+from common.experiment import mnist, versions
+from common.records import FOLDER, Record, spread, table
 
 RANDOM_TRIALS, FINALISTS, FINAL_SEEDS = 9, 3, (0, 1, 2)
 
@@ -153,3 +156,58 @@ def search(
                     done["accuracy"][str(seed)] = found
                     save()
         print(optimizer, winner(record, optimizer))
+
+
+def held_back(name: str, options: Any) -> training.Data:
+    """The training images of a data set, a sixth of them held back in place of the test images."""
+    dataset = data.load(name, options.data_dir)
+    return mnist(data.validation_split(dataset, len(dataset.train_images) // 6))
+
+
+def search_mnist(
+    name: str,
+    options: Any,
+    batches: int,
+    prepared: Callable[..., tuple[Any, Any, training.State]],
+    optimizers: Iterable[str] = BOTH,
+) -> None:
+    """`search` with held-back images of MNIST; `options.search` is the number of trials.
+
+    Args:
+        name: of the record.
+        options: those of the script.
+        batches: how long a training is.
+        prepared: model, optimizer and initial state, of an optimizer's name, its hyperparameters,
+            the images, and a seed.
+        optimizers: the contenders, by name.
+    """
+    images = held_back("mnist", options)
+    record = Record.load(name, options.output_dir)
+    record.contents = {"experiment": name, "versions": versions()} | record.contents
+
+    def accuracy(optimizer: str, hyperparameters: dict[str, Any], seed: int) -> float:
+        model, tx, start = prepared(optimizer, hyperparameters, images, seed)
+        at = [5 if options.short else batches]
+        run = training.fit(model, tx, images, start, seed=seed, evaluate_at=at)
+        return round(float(run.accuracy[-1]), 4)
+
+    save = functools.partial(record.save, name, options.output_dir)
+    search(record, options.search, accuracy, save, optimizers)
+
+
+def search_table(record: Record, optimizers: Iterable[str], first: str) -> str:
+    """How many trials there were, how good the first and the best, and the best's numbers."""
+    rows = []
+    for optimizer in optimizers:
+        if made := trials(record, optimizer):
+            best = winner(record, optimizer)
+            rows.append(
+                [
+                    optimizer,
+                    str(len(made)),
+                    spread([*made[0]["accuracy"].values()]),
+                    spread([*best["accuracy"].values()]),
+                    ", ".join(f"{what} {n}" for what, n in best["hyperparameters"].items()),
+                ]
+            )
+    return table(["", "trials", first, "the best", "its hyperparameters"], rows)

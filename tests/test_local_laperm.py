@@ -287,10 +287,12 @@ def test_parameters_that_are_no_floats_stay_on_their_device():
 # In processes of their own, because these would hang where they fail
 
 
+@pytest.mark.slow
 def test_hundreds_of_steps_without_a_hang():
     helpers.wait_for([helpers.worker("local", devices=DEVICES)], 240)
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

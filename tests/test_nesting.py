@@ -197,7 +197,8 @@ def outputs_first(path, leaf):
 
 
 mlp = eqx.filter_eval_shape(eqx.nn.MLP, 24, 2, 20, 1, key=jax.random.key(0))
-mlp = jax.tree.map(lambda p: random(*p.shape), eqx.filter(mlp, eqx.is_inexact_array))
+is_array = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
+mlp = jax.tree.map(lambda p: random(*p.shape), eqx.filter(mlp, is_array))
 RULES = {
     "rule": (outputs_first, [Named(random(3, 20), random(4))], [Named((1,), None)]),
     "lambda": (lambda path, leaf: (0, 2), {"w": random(5, 2, 4)}, {"w": (0, 2)}),

@@ -44,7 +44,7 @@ def all_tables():
         "overview": table(header, rows),
         "cost": cost_table(),
         "readme": readme_table(),
-        "home": readme_table(rows=4),
+        "home": readme_table(rows=5),
     }
 
 
@@ -73,10 +73,10 @@ def cost_table():
 
 def readme_table(rows=None):
     """A few rows that say the most, or the first of them."""
-    feedback, vgg, resnet, network, logistic, one_weight = map(
+    feedback, few, vgg, resnet, network, logistic, one_weight = map(
         Record.load,
-        ("error_feedback", "vgg", "resnet20", "fully_connected", "logistic_regression",
-         "weight_agnostic"),
+        ("error_feedback", "few_values", "vgg", "resnet20", "fully_connected",
+         "logistic_regression", "weight_agnostic"),
     )  # fmt: skip
 
     def of_network(run):
@@ -92,6 +92,11 @@ def readme_table(rows=None):
             "the same on Fashion-MNIST",
             spread(feedback.last(f"Fashion-MNIST, {figures.FEEDBACK}, k = 10")),
             spread(feedback.last("Fashion-MNIST, Adam")),
+        ],
+        [
+            "the same, two different weights a neuron: one bit each",
+            spread(few.last("Fashion-MNIST, LAPerm, 2 values")),
+            spread(few.last("Fashion-MNIST, Adam, free")),
         ],
         [
             "LAPerm with error feedback, VGG-style network, CIFAR-10, 10 epochs",

@@ -20,6 +20,7 @@ import chex
 import jax
 import numpy as np
 import optax
+import pytest
 from oracles import laperm as oracle
 
 import p2t_jax as p2t
@@ -336,6 +337,14 @@ def shares(parts=1, params=PARAMS):
         for w in jax.tree.leaves(params)
         if w.ndim > 1
     )
+
+
+# Cases
+
+
+def slow(*values):
+    """A case that goes another way than its neighbours in few lines: only the slow run has it."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 # Processes

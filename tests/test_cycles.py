@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers import slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import sgperm as oracle
@@ -64,7 +65,7 @@ def random_columns(n, m, seed=0, zeros=0.15):
 
 @pytest.mark.parametrize("lower", LOWERS)
 @pytest.mark.parametrize("priority", PRIORITIES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, slow(np.float64)])
 def test_agrees_with_the_literal_transcription(priority, lower, dtype):
     rng = np.random.default_rng(0)
     moved = 0

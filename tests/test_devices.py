@@ -64,11 +64,11 @@ def _before_spying(request):
     ("mode", "layout"),
     [
         ("auto", "replicated"),
-        ("auto", "whole on x"),
+        helpers.slow("auto", "whole on x"),
         ("auto", "split"),
-        ("auto, mesh in context", "whole"),
+        helpers.slow("auto, mesh in context", "whole"),
         ("auto, mesh in context", "split and shared"),
-        ("explicit", "whole on x"),
+        helpers.slow("explicit", "whole on x"),
         ("explicit", "split and shared"),
     ],
 )

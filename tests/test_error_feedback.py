@@ -175,8 +175,15 @@ def test_a_schedule_of_m_counts_mini_batches():
     assert not any(map(np.any, jax.tree.leaves(error_of(state))))  # NaN counts as 0
 
 
-@pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
-@pytest.mark.parametrize("layout", ["whole on x", "split and shared"])
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        ("whole on x", EXPLICIT),
+        ("split and shared", AUTO),
+        helpers.slow("whole on x", AUTO),
+        helpers.slow("split and shared", EXPLICIT),
+    ],
+)
 def test_over_a_mesh(layout, kind):
     axes, spec = LAYOUTS[layout]
     mesh, specs = make_mesh(axes, kind), jax.tree.map(spec, PARAMS)

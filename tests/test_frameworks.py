@@ -294,7 +294,7 @@ RULES = {
     [
         (standard_checkpointer, concrete, "by name"),
         (checkpoint_manager, jax.eval_shape, "a tree"),
-        (standard_checkpointer, jax.eval_shape, "lambda"),
+        helpers.slow(standard_checkpointer, jax.eval_shape, "lambda"),
     ],
 )
 def test_orbax_continues_bit_for_bit(tmp_path, save_and_restore, target_of, rule, name):

@@ -61,7 +61,7 @@ def extra_args(value, grads):
 
 @pytest.mark.parametrize(
     "inner_name",
-    [i if i in KINDS.split() else pytest.param(i, marks=pytest.mark.slow) for i in INNERS],
+    [i if i in KINDS.split() else helpers.slow(i) for i in INNERS],
 )
 def test_any_inner_optimizer_looks_ahead_and_its_order_is_kept(inner_name):
     inner = optax.with_extra_args_support(INNERS[inner_name])

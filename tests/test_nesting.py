@@ -132,7 +132,15 @@ def nested(nesting, name):
     return (OF_ALL | OF_THE_BODY)[nesting](make(optax.sgd(0.1, momentum=0.9)), make, name)
 
 
-@pytest.mark.parametrize("nesting", [*OF_ALL, *OF_THE_BODY])
+MORE = (  # of the others' kinds
+    "chain of chains", "named_chain", "masked inside", "partition inside", "flatten inside",
+    "inject_hyperparams inside", "MultiSteps that may skip", "masked by a function",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "nesting", [helpers.slow(n) if n in MORE else n for n in OF_ALL | OF_THE_BODY]
+)
 def test_permutations_come_out_of_any_nesting_at_any_step(nesting, name):
     axes = AXES if nesting in OF_ALL else BODY_AXES | {"head": {"bias": None, "kernel": None}}
     tx = nested(nesting, name)

@@ -78,7 +78,10 @@ def result(tool):
     return TOOLS[tool](PARAMS)
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
+FIRST = ("disable_jit", "strict_dtype_promotion", "enable_x64")
+
+
+@pytest.mark.parametrize("switch", [s if s in FIRST else helpers.slow(s) for s in SWITCHES])
 @pytest.mark.parametrize("tool", TOOLS)
 def test_no_switch_of_jax_changes_a_result(tool, switch):
     if switch == "disable_jit" and tool in ("kaiming", "few_values", "from_profile"):

@@ -1,5 +1,6 @@
 """Eight CPU devices and cheap compilation for every test; and the fixtures of the suite."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,15 @@ os.environ["XLA_FLAGS"] = (
 )
 # The time of the suite is nearly all XLA's, which leaves out its expensive passes.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+
+# JAX traces millions of objects. Looking at all of them for cycles took a third of the suite's time.
+gc.set_threshold(200_000, 20, 50)
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -14,7 +14,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
-# JAX traces millions of objects. Looking at all of them for cycles took a third of the suite's time.
+# JAX keeps millions of objects. Looking through them for cycles took a third of the time.
 gc.set_threshold(200_000, 20, 50)
 
 

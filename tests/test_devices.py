@@ -281,7 +281,7 @@ def test_pmap_of_the_mean_gradients(name, axis_name, host_calls):
 
         return jax.lax.scan(body, (params, state), grads)[0]
 
-    state = tx.init(PARAMS)
+    state = jax.block_until_ready(tx.init(PARAMS))  # which calls the host, too
     host_calls.clear()
     train = jax.pmap(train, "x", in_axes=(None, None, 0))
     replicas, states = jax.block_until_ready(train(PARAMS, state, grads))

@@ -14,7 +14,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
-# JAX keeps millions of objects. Looking through them for cycles took a third of the time.
+# JAX keeps millions of objects, and looking through them for cycles takes long.
 gc.set_threshold(200_000, 20, 50)
 
 

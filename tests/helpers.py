@@ -277,6 +277,7 @@ def _map_with_axes(function, axes, *trees):
 
 
 def uniform_limit(w):
+    """The end of the interval that uniform weights are drawn from, nearly."""
     return float(abs(w).max())
 
 

@@ -267,11 +267,11 @@ def test_what_cannot_move_stays():
 
 
 def test_equal_weights_do_not_take_long():
-    w, r = random_columns(50_000, 1)
+    w, r = random_columns(200_000, 1)
     w[::20], w[1::2] = 1.0, 0.0
     permuted = search(w, r, 1.0)
     np.testing.assert_array_equal(np.sort(permuted, axis=0), np.sort(w, axis=0))
-    assert np.count_nonzero(permuted != w) > 2_500
+    assert np.count_nonzero(permuted != w) > 10_000
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (1, 3), (2, 1), (30, 40), (784, 17)])

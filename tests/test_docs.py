@@ -14,7 +14,7 @@ import p2t_jax as p2t
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
-# Pages whose programs train a network for a thousand steps.
+# Pages whose programs take longest. `test_frameworks.py` goes the same ways.
 LONG = {"docs/first_steps.md", *(p for p in TEXTS if p.startswith("docs/frameworks/"))}
 MODULES = [
     p2t,

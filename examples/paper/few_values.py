@@ -244,24 +244,26 @@ def bits_packed(record, run):
 
 
 def tables(record: Record):
+    def sizes(title, made_by):
+        run = f"{title}, {made_by}"
+        stored = record.measured(run), bits_packed(record, run)
+        return [f"{bits:.2f}" if bits else "" for bits in stored]
+
     rows = [
-        [
-            made_by,
-            f"{bits:.2f}" if (bits := record.measured(f"MNIST, {made_by}")) else "",
-            f"{bits:.2f}" if (bits := bits_packed(record, f"MNIST, {made_by}")) else "",
-            *(spread(record.last(f"{title}, {made_by}")) for title in MLPS),
-        ]
+        [made_by, *sizes("MNIST", made_by)]
+        + [spread(record.last(f"{title}, {made_by}")) for title in MLPS]
         for made_by in CONTENDERS
     ]
-    header = [f"after {BATCHES:,} mini-batches", "bits a parameter", "by `pack`", *MLPS]
+    bits = ["bits a parameter", "by `pack`"]
+    header = [f"after {BATCHES:,} mini-batches", *bits, *MLPS]
     others = [
-        [f"{title}, {name}", spread(record.last(f"{title}, {name}"))]
+        [f"{title}, {name}", *sizes(title, name), spread(record.last(f"{title}, {name}"))]
         for title, names in OTHERS.items()
         for name in names
     ]
     return {
         "few_values": table(header, rows),
-        "few_values-others": table(["", "test accuracy"], others),
+        "few_values-others": table(["", *bits, "test accuracy"], others),
         "few_values-search": search_table(
             Record.load(SEARCH), CONTENDERS, "default hyperparameters"
         ),

@@ -195,9 +195,9 @@ def _look_ahead_on(parameter: _updates.Parameter, m: jax.Array, average_over: An
     dtype = jnp.result_type(param, parameter.update)
     update = jax.lax.convert_element_type(parameter.update, dtype)
     update = varying_like(_leaves.sharded_like(update, param), param, weights)
-    if error is not None and not parameter.axes:
+    if not parameter.axes:
         error = None
-    if error is not None:
+    elif error is not None:
         # With `average_over`, it belongs to the mean, which is the same on all devices.
         error = varying_like(error, weights, m, *([update] if average_over is None else []))
     if agreed is not None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+flags = "--xla_force_host_platform_device_count=8"
 # The time of the suite is nearly all XLA's, which leaves out its expensive passes.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Half of the time of small programs; the flag is unknown, and fatal, to JAX 0.12.
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(flags)
+    flags += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
 
 # JAX keeps millions of objects, and looking through them for cycles takes long.

@@ -43,6 +43,13 @@ ONE_HOT: dict[str, tuple[Any, Any, tuple[Any, ...], Any]] = {
         (tokens(2), shape(2)),
         (0,),
     ),
+    "the first of them": (lambda w, t: one_hot(t, 9)[:, :4] @ w, shape(4, 3), (tokens(2),), None),
+    "in a scan": (
+        lambda w, t: lax.scan(lambda c, t: (c, w[t]), 0, t)[1],
+        shape(4, 3),
+        (tokens(2),),
+        None,
+    ),
     "an ensemble of convolutions": (
         lambda w, t: jax.vmap(lambda w: conv1d(one_hot(t, 4), w))(w),
         shape(3, 5, 4, 8),

@@ -42,6 +42,7 @@ def test_a_key_is_all_that_jax_takes_for_one(function):
 @pytest.mark.parametrize("function", ASKS_FOR_A_KEY)
 def test_nothing_else_is_taken_for_a_key(function):
     several = jax.random.split(KEYS["key"]())
-    for bad in ("seed", 1.5, None, True, [0], {}, jnp.zeros(3, jnp.uint32), several):
+    lengths = [jnp.zeros(n, jnp.uint32) for n in (3, 4)]  # the latter is one of "rbg"
+    for bad in ("seed", 1.5, None, True, [0], {}, *lengths, several):
         with pytest.raises(TypeError, match=r"^key: "):
             ASKS_FOR_A_KEY[function](bad)

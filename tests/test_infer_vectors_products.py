@@ -260,6 +260,14 @@ SEVERAL_PRODUCTS: dict[str, tuple[Any, Any, tuple[Any, ...], Any]] = {
         (X, GATES, shape(2, 5)),
         "asked",
     ),
+    "products of features of three": (
+        lambda w, x: einsum(
+            "xyzijk,ijko->xyzo", einsum("xyij,zk->xyzijk", einsum("xi,yj->xyij", x, x), x), w
+        ),
+        shape(4, 4, 4, 3),
+        (X,),
+        "asked",
+    ),
     "scaled inputs": (
         lambda w, x, y: einsum("bij,bij,ijo->bo", x, y, w),
         shape(4, 5, 3),

@@ -50,6 +50,18 @@ ONE_HOT: dict[str, tuple[Any, Any, tuple[Any, ...], Any]] = {
         (tokens(2),),
         None,
     ),
+    "out of a symmetrized matrix": (
+        lambda w, t: (w + w.T)[t],
+        shape(4, 4),
+        (tokens(2),),
+        "asked",
+    ),
+    "another number for each place": (
+        lambda w, t: (t == jnp.arange(4)).astype(float) @ w,
+        shape(4, 3),
+        (tokens(2, 4),),
+        (0,),
+    ),
     "an ensemble of convolutions": (
         lambda w, t: jax.vmap(lambda w: conv1d(one_hot(t, 4), w))(w),
         shape(3, 5, 4, 8),
